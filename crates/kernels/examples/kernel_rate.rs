@@ -184,7 +184,7 @@ fn grouped() {
     });
     for groups in [8, 64] {
         let bank = values(groups * n * k);
-        let bank = Bank { values: &bank, n, k };
+        let bank = Bank { values: &bank, n, k, packed: None };
         let mut dbank = vec![0.0; groups * n * k];
         for even in [true, false] {
             let sizes = loads(rows, groups, even);

@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use rayon::prelude::*;
 
 use crate::check::check_len;
-use crate::matmul::{Mat, MatMut, Start, Threads, matmul};
+use crate::matmul::{Mat, MatMut, Packed, PackedColumns, Start, Threads, matmul, matmul_packed};
 
 /// Multiply-adds of a piece of a group: handing it to a thread costs nothing beside them.
 const PIECE: usize = 1 << 24;
@@ -27,6 +27,9 @@ pub struct Bank<'a> {
     pub n: usize,
     /// Columns of each matrix.
     pub k: usize,
+    /// The transpose of all of them side by side in panels, `[k, groups n]`, if it is at hand: it
+    /// is read where the matrices begin with panels, and changes no bit.
+    pub packed: Option<&'a Packed>,
 }
 
 impl<'a> Bank<'a> {
@@ -34,18 +37,41 @@ impl<'a> Bank<'a> {
         let size = self.n * self.k;
         Mat::rows_major(&self.values[group * size..][..size], self.n, self.k)
     }
+
+    /// What rows of a group meet in the forward product.
+    fn transposed(&self, group: usize) -> Factor<'a> {
+        let columns = group * self.n..(group + 1) * self.n;
+        match self.packed.and_then(|packed| packed.columns(columns)) {
+            Some(packed) => Factor::Packed(packed),
+            None => Factor::Plain(self.matrix(group).t()),
+        }
+    }
+}
+
+/// The second factor of a product.
+#[derive(Clone, Copy)]
+enum Factor<'a> {
+    Plain(Mat<'a>),
+    Packed(PackedColumns<'a>),
 }
 
 /// One product, or a part of its rows.
 struct Piece<'a> {
     c: MatMut<'a>,
     a: Mat<'a>,
-    b: Mat<'a>,
+    b: Factor<'a>,
 }
 
 impl Piece<'_> {
     fn work(&self) -> usize {
         self.c.rows() * self.c.cols() * self.a.cols()
+    }
+
+    fn run(self, start: Start, threads: Threads) {
+        match self.b {
+            Factor::Plain(b) => matmul(self.c, self.a, b, start, threads),
+            Factor::Packed(b) => matmul_packed(self.c, self.a, b, start, threads),
+        }
     }
 }
 
@@ -54,7 +80,7 @@ fn run(mut pieces: Vec<Piece<'_>>, start: Start) {
     let threads = rayon::current_num_threads();
     if pieces.len() < PIECES_A_THREAD * threads {
         for piece in pieces {
-            matmul(piece.c, piece.a, piece.b, start, Threads::All);
+            piece.run(start, Threads::All);
         }
         return;
     }
@@ -64,7 +90,7 @@ fn run(mut pieces: Vec<Piece<'_>>, start: Start) {
         loop {
             let next = queue.lock().expect("queue lock").next();
             let Some(piece) = next else { return };
-            matmul(piece.c, piece.a, piece.b, start, Threads::One);
+            piece.run(start, Threads::One);
         }
     });
 }
@@ -99,9 +125,12 @@ pub fn grouped_forward(x_tk: &[f32], sizes: &[usize], bank: Bank<'_>, y_tn: &mut
     let rows = sizes.iter().sum::<usize>();
     let size = bank.n * bank.k;
     check_len("grouped_forward", "bank", bank.values.len(), sizes.len() * size);
+    if let Some(packed) = bank.packed {
+        check_len("grouped_forward", "packed", packed.rows() * packed.cols(), sizes.len() * size);
+    }
     check_len("grouped_forward", "x_tk", x_tk.len(), rows * bank.k);
     check_len("grouped_forward", "y_tn", y_tn.len(), rows * bank.n);
-    let by_rows = |group| bank.matrix(group).t();
+    let by_rows = |group| bank.transposed(group);
     run(row_pieces(CUT, (x_tk, bank.k), sizes, by_rows, (y_tn, bank.n)), Start::Zero);
 }
 
@@ -117,7 +146,7 @@ pub fn grouped_input_gradient(g_tn: &[f32], sizes: &[usize], bank: Bank<'_>, dx_
     check_len("grouped_input_gradient", "bank", bank.values.len(), sizes.len() * size);
     check_len("grouped_input_gradient", "g_tn", g_tn.len(), rows * bank.n);
     check_len("grouped_input_gradient", "dx_tk", dx_tk.len(), rows * bank.k);
-    let by_rows = |group| bank.matrix(group);
+    let by_rows = |group| Factor::Plain(bank.matrix(group));
     run(row_pieces(CUT, (g_tn, bank.n), sizes, by_rows, (dx_tk, bank.k)), Start::Zero);
 }
 
@@ -126,7 +155,7 @@ fn row_pieces<'a>(
     cut: Cut,
     (a, k): (&'a [f32], usize),
     sizes: &[usize],
-    matrix: impl Fn(usize) -> Mat<'a>,
+    matrix: impl Fn(usize) -> Factor<'a>,
     (mut c, n): (&'a mut [f32], usize),
 ) -> Vec<Piece<'a>> {
     let (mut pieces, mut a) = (Vec::new(), a);
@@ -195,7 +224,7 @@ fn weight_pieces<'a>(
         for (i, part) in matrix.chunks_mut((most * k).max(1)).enumerate() {
             let rows = part.len() / k;
             let a = g.row_range(i * most..i * most + rows);
-            pieces.push(Piece { c: MatMut::rows_major(part, rows, k), a, b: x });
+            pieces.push(Piece { c: MatMut::rows_major(part, rows, k), a, b: Factor::Plain(x) });
         }
     }
     pieces
@@ -215,7 +244,7 @@ mod tests {
         let rows: usize = sizes.iter().sum();
         let (x, g) = (values(1, rows * k), values(2, rows * n));
         let bank = values(3, sizes.len() * n * k);
-        let bank = Bank { values: &bank, n, k };
+        let bank = Bank { values: &bank, n, k, packed: None };
         let (mut y, mut dx) = (vec![9.0; rows * n], vec![9.0; rows * k]);
         let mut dw = values(4, sizes.len() * n * k);
         grouped_forward(&x, sizes, bank, &mut y);
@@ -269,11 +298,33 @@ mod tests {
         // The last row of a large group, alone.
         let (n, k, rows) = (48, 40, 900);
         let (x, bank) = (values(1, rows * k), values(3, n * k));
-        let bank = Bank { values: &bank, n, k };
+        let bank = Bank { values: &bank, n, k, packed: None };
         let (mut all, mut one) = (vec![0.0; rows * n], vec![0.0; n]);
         grouped_forward(&x, &[rows], bank, &mut all);
         grouped_forward(&x[(rows - 1) * k..], &[1], bank, &mut one);
         assert_eq!(bits(&all[(rows - 1) * n..]), bits(&one));
+    }
+
+    /// Also where matrices begin within a panel, which packing is no use to.
+    #[test]
+    fn a_packed_bank_gives_the_same_bits() {
+        for sizes in LOADS {
+            for (n, k) in [(32, 7), (96, 65), (33, 7)] {
+                let rows: usize = sizes.iter().sum();
+                let (x, bank) = (values(1, rows * k), values(3, sizes.len() * n * k));
+                let packed = Packed::new(Mat::rows_major(&bank, sizes.len() * n, k).t());
+                let [plain, packed] = [None, Some(&packed)].map(|packed| {
+                    let mut y = vec![9.0; rows * n];
+                    let bank = Bank { values: &bank, n, k, packed };
+                    let is_packed = matches!(bank.transposed(0), Factor::Packed(_));
+                    let is_whole = n.is_multiple_of(Packed::PANEL) || sizes.len() == 1;
+                    assert_eq!(is_packed, packed.is_some() && is_whole);
+                    grouped_forward(&x, sizes, bank, &mut y);
+                    bits(&y)
+                });
+                assert!(plain == packed, "{sizes:?} {n} x {k}");
+            }
+        }
     }
 
     #[test]
@@ -293,14 +344,14 @@ mod tests {
             let rows: usize = sizes.iter().sum();
             let (x, g) = (values(1, rows * k), values(2, rows * n));
             let bank = values(3, sizes.len() * n * k);
-            let bank = Bank { values: &bank, n, k };
+            let bank = Bank { values: &bank, n, k, packed: None };
             for cut in [Cut { work: 1 << 12, least_rows: 3 }, Cut { work: 1, least_rows: 1 }] {
                 let (mut c, mut d) = (vec![9.0; rows * n], vec![9.0; rows * k]);
-                let by_rows = |group| bank.matrix(group).t();
+                let by_rows = |group| bank.transposed(group);
                 let pieces = row_pieces(cut, (&x, k), sizes, by_rows, (&mut c, n));
                 assert!(rows < 40 || pieces.len() > sizes.len());
                 run(pieces, Start::Zero);
-                let of = |group| bank.matrix(group);
+                let of = |group| Factor::Plain(bank.matrix(group));
                 run(row_pieces(cut, (&g, n), sizes, of, (&mut d, k)), Start::Zero);
                 let mut e = values(4, sizes.len() * n * k);
                 let (g, x) = ((&g[..], n), (&x[..], k));
@@ -323,7 +374,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "grouped_forward: `bank` holds 4 values")]
     fn a_bank_that_does_not_fit_is_named() {
-        let bank = Bank { values: &[0.0; 4], n: 2, k: 2 };
+        let bank = Bank { values: &[0.0; 4], n: 2, k: 2, packed: None };
         grouped_forward(&[0.0; 2], &[1, 0], bank, &mut [0.0; 2]);
     }
 }

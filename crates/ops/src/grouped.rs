@@ -4,11 +4,11 @@
 use std::sync::Arc;
 
 use kernels::grouped::{Bank, grouped_forward, grouped_input_gradient, grouped_weight_gradient};
-use kernels::matmul::{Mat, MatMut, Start, Threads};
+use kernels::matmul::{Mat, MatMut, Packed, Start, Threads};
 use kernels::quant::{Quantized, matmul_exact, matmul_exact_back, matmul_quantized_rows};
 
 use crate::seam::{FastOp, Raw, apply, buffer, dims, make, values};
-use crate::weight::{Codes, Sink};
+use crate::weight::{Codes, PackedHandle, Sink};
 use crate::{Ops, Tensor2, Weight, from_rows, rows_of, stack};
 
 impl Ops {
@@ -49,6 +49,7 @@ impl Ops {
 #[derive(Clone, Debug)]
 struct Grouped {
     bank: Raw,
+    packed: Option<PackedHandle>,
     codes: Option<Codes>,
     sink: Option<Sink>,
     sizes: Arc<[usize]>,
@@ -59,17 +60,21 @@ struct Grouped {
 impl Grouped {
     fn new(bank: &Weight, sizes: &Arc<[usize]>) -> Self {
         let (rows, d) = bank.shape();
+        let n = rows / sizes.len().max(1);
         Self {
             bank: bank.raw(),
+            // Panels that hold rows of two matrices are no use.
+            packed: n.is_multiple_of(Packed::PANEL).then(|| bank.packed()).flatten(),
             codes: bank.codes(),
             sink: bank.sink(),
             sizes: sizes.clone(),
-            shape: (rows / sizes.len().max(1), d),
+            shape: (n, d),
         }
     }
 
     fn bank(&self) -> Bank<'_> {
-        Bank { values: values(&self.bank), n: self.shape.0, k: self.shape.1 }
+        let packed = self.packed.as_ref().map(PackedHandle::get);
+        Bank { values: values(&self.bank), n: self.shape.0, k: self.shape.1, packed }
     }
 
     /// The product with rounded matrices, group by group.

@@ -1,12 +1,10 @@
 //! Projection: `y[t,n] = sum_d x[t,d] w[n,d]`, optionally added to a residual `[t,n]`.
 
-use std::sync::{Arc, OnceLock};
-
-use kernels::matmul::{Mat, MatMut, Packed, Start, Threads, matmul, matmul_packed};
+use kernels::matmul::{Mat, MatMut, Start, Threads, matmul, matmul_packed};
 use kernels::quant::{matmul_exact, matmul_exact_back, matmul_quantized};
 
 use crate::seam::{FastOp, Raw, apply, buffer, dims, make, values, values_mut};
-use crate::weight::{Codes, Sink};
+use crate::weight::{Codes, PackedHandle, Sink};
 use crate::{Ops, Tensor2, Weight};
 
 impl Ops {
@@ -30,28 +28,14 @@ impl Ops {
 #[derive(Clone, Debug)]
 pub(crate) struct Linear {
     w_nd: Raw,
-    packed: Option<Handle>,
+    packed: Option<PackedHandle>,
     codes: Option<Codes>,
     sink: Option<Sink>,
 }
 
-#[derive(Clone)]
-struct Handle(Arc<OnceLock<Packed>>);
-
-impl std::fmt::Debug for Handle {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("packed weight")
-    }
-}
-
 impl Linear {
     pub(crate) fn new(w_nd: &Weight) -> Self {
-        Self {
-            w_nd: w_nd.raw(),
-            packed: w_nd.packed().map(Handle),
-            codes: w_nd.codes(),
-            sink: w_nd.sink(),
-        }
+        Self { w_nd: w_nd.raw(), packed: w_nd.packed(), codes: w_nd.codes(), sink: w_nd.sink() }
     }
 
     fn shape(&self) -> (usize, usize) {
@@ -71,8 +55,8 @@ impl Linear {
             }
             None => {}
         }
-        match self.packed.as_ref().and_then(|handle| handle.0.get()) {
-            Some(packed) => matmul_packed(y, x, packed, start, Threads::All),
+        match &self.packed {
+            Some(packed) => matmul_packed(y, x, packed.get(), start, Threads::All),
             None => {
                 matmul(y, x, Mat::rows_major(values(&self.w_nd), n, d).t(), start, Threads::All)
             }

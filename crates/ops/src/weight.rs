@@ -52,11 +52,28 @@ pub struct Weight {
     sink: RwLock<Option<Sink>>,
     /// The tracked twin that plain operations read during one pass.
     leaf: Mutex<Option<Tensor2>>,
-    packed: RwLock<Option<Arc<OnceLock<Packed>>>>,
+    packed: RwLock<Option<PackedHandle>>,
     /// Rounded values in place of the f32 ones, which are then gone.
     quantized: RwLock<Option<Codes>>,
     /// How often the values have become others.
     changes: AtomicU64,
+}
+
+/// Shared handle to a transpose in panels, made on first use.
+#[derive(Clone, Default)]
+pub(crate) struct PackedHandle(Arc<OnceLock<Packed>>);
+
+impl PackedHandle {
+    /// The panels, of a handle out of [`Weight::packed`].
+    pub(crate) fn get(&self) -> &Packed {
+        self.0.get().expect("a handle is given out when its panels are made")
+    }
+}
+
+impl std::fmt::Debug for PackedHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("packed weight")
+    }
 }
 
 /// Shared handle to rounded values.
@@ -235,13 +252,13 @@ impl Weight {
         self.sink.read().expect("weight lock").is_some()
     }
 
-    /// Keeps a panel-ordered copy for [`crate::Ops::linear`] from now on: same bits, streams at
-    /// memory speed for few rows. Any update drops it.
+    /// Keeps a panel-ordered copy for [`crate::Ops::linear`] and [`crate::Ops::grouped_linear`] from
+    /// now on: same bits, streams at memory speed for few rows. Any update drops it.
     pub fn pack(&self) {
         if self.codes().is_some() {
             return;
         }
-        *self.packed.write().expect("weight lock") = Some(Arc::new(OnceLock::new()));
+        *self.packed.write().expect("weight lock") = Some(PackedHandle::default());
     }
 
     /// Drops every copy of the values, which are about to be others.
@@ -252,9 +269,9 @@ impl Weight {
     }
 
     /// The packed transpose, made on first use, if packing was asked for.
-    pub(crate) fn packed(&self) -> Option<Arc<OnceLock<Packed>>> {
+    pub(crate) fn packed(&self) -> Option<PackedHandle> {
         let packed = self.packed.read().expect("weight lock").clone()?;
-        packed.get_or_init(|| {
+        packed.0.get_or_init(|| {
             let raw = self.raw();
             Packed::new(Mat::rows_major(seam::values(&raw), self.shape.0, self.shape.1).t())
         });

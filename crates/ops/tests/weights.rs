@@ -185,6 +185,12 @@ fn packing_changes_no_bit() {
             same_bits(&of(&packed), &of(&plain), &what);
             let of = |w: &Weight| read_rows(&Ops::Fast.linear_add(x.tensor(), w, r.tensor()));
             same_bits(&of(&packed), &of(&plain), &format!("{what}, added"));
+            // As a bank: matrices of whole panels, and others.
+            for groups in [1, 2].into_iter().filter(|groups| n % groups == 0) {
+                let sizes: Arc<[usize]> = (0..groups).map(|g| (rows + g) / groups).collect();
+                let of = |w: &Weight| read_rows(&Ops::Fast.grouped_linear(x.tensor(), w, &sizes));
+                same_bits(&of(&packed), &of(&plain), &format!("{what}, in groups {sizes:?}"));
+            }
         }
         // A write or an update must not leave the old copy behind.
         let (x, other) = (d.matrix(2, m), d.matrix(n, m));

@@ -13,7 +13,7 @@ mod vector;
 mod view;
 
 pub use isa::Isa;
-pub use panels::Packed;
+pub use panels::{Packed, PackedColumns};
 pub use start::{Start, Threads};
 pub use view::{Mat, MatMut};
 
@@ -110,12 +110,19 @@ pub fn matmul_with(
     }
 }
 
-/// The same product, bit for bit, as [`matmul`] with the matrix that `b` was packed from.
+/// The same product, bit for bit, as [`matmul`] with the matrix, or the columns of it, that `b` was
+/// packed from.
 ///
 /// # Panics
 /// When the shapes do not fit.
-pub fn matmul_packed(c: MatMut<'_>, a: Mat<'_>, b: &Packed, start: Start, threads: Threads) {
-    matmul_packed_with(Isa::best(), c, a, b, start, threads);
+pub fn matmul_packed<'b>(
+    c: MatMut<'_>,
+    a: Mat<'_>,
+    b: impl Into<PackedColumns<'b>>,
+    start: Start,
+    threads: Threads,
+) {
+    matmul_packed_with(Isa::best(), c, a, b.into(), start, threads);
 }
 
 /// [`matmul_packed`] with a chosen instruction set.
@@ -127,7 +134,7 @@ pub fn matmul_packed_with(
     isa: Isa,
     mut c: MatMut<'_>,
     a: Mat<'_>,
-    b: &Packed,
+    b: PackedColumns<'_>,
     start: Start,
     threads: Threads,
 ) {

@@ -22,6 +22,9 @@ pub struct Packed {
 }
 
 impl Packed {
+    /// Columns of a panel.
+    pub const PANEL: usize = PANEL;
+
     /// Packs `b` `[k, n]`, on all threads of the current rayon pool.
     ///
     /// # Panics
@@ -52,6 +55,49 @@ impl Packed {
     /// Number of columns of B, `n`.
     pub fn cols(&self) -> usize {
         self.cols
+    }
+
+    /// The columns `range` of B alone; `None` where they begin or end within a panel.
+    ///
+    /// # Panics
+    /// When B has no such columns.
+    pub fn columns(&self, range: Range<usize>) -> Option<PackedColumns<'_>> {
+        let Range { start, end } = range;
+        assert!(
+            start <= end && end <= self.cols,
+            "Packed: columns {start}..{end} are not among {}",
+            self.cols
+        );
+        let is_whole =
+            start.is_multiple_of(PANEL) && (end.is_multiple_of(PANEL) || end == self.cols);
+        is_whole.then(|| PackedColumns { packed: self, first: start / PANEL, cols: end - start })
+    }
+}
+
+/// Whole panels of a [`Packed`] B: one of several matrices that lie side by side.
+#[derive(Clone, Copy, Debug)]
+pub struct PackedColumns<'a> {
+    packed: &'a Packed,
+    /// The first panel.
+    first: usize,
+    cols: usize,
+}
+
+impl PackedColumns<'_> {
+    /// Number of rows, `k`.
+    pub fn rows(&self) -> usize {
+        self.packed.rows
+    }
+
+    /// Number of columns.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+}
+
+impl<'a> From<&'a Packed> for PackedColumns<'a> {
+    fn from(packed: &'a Packed) -> Self {
+        Self { packed, first: 0, cols: packed.cols }
     }
 }
 
@@ -131,11 +177,14 @@ pub(super) fn run_packed(
     kernels: &'static Kernels,
     mut c: MatMut<'_>,
     a: Mat<'_>,
-    b: &Packed,
+    b: PackedColumns<'_>,
     start: Start,
     threads: Threads,
 ) {
-    let source = Source { b: b.data.as_ptr(), panel_stride: b.rows * PANEL, row_stride: PANEL };
+    let panel_stride = b.packed.rows * PANEL;
+    // Inside the buffer, or just behind it where there are no columns.
+    let first = b.packed.data.as_ptr().wrapping_add(b.first * panel_stride);
+    let source = Source { b: first, panel_stride, row_stride: PANEL };
     run(Operands::new(kernels, &mut c, &a, start), source, threads);
 }
 

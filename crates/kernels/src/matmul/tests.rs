@@ -67,7 +67,7 @@ fn check(m: usize, n: usize, k: usize, lies: (Lie, Lie), start: Start, isas: &[I
                 let mut got = before.clone();
                 let c = MatMut::strided(&mut got[1..], m, n, gap);
                 if with_packed {
-                    matmul_packed_with(isa, c, a, &packed, start, threads);
+                    matmul_packed_with(isa, c, a, (&packed).into(), start, threads);
                 } else {
                     matmul_with(isa, c, a, b, start, threads);
                 }
@@ -81,6 +81,35 @@ fn check(m: usize, n: usize, k: usize, lies: (Lie, Lie), start: Start, isas: &[I
                 }
             }
         }
+    }
+}
+
+/// Columns of a packed B are a B of their own, from whole panels to whole panels.
+#[test]
+fn columns_of_a_packed_matrix_give_its_columns() {
+    let (k, n) = (19, 150);
+    let (b_data, packed_columns) = (values(k * n, 4), [0..0, 0..32, 32..128, 96..150, 0..150]);
+    let b = Mat::rows_major(&b_data, k, n);
+    let packed = Packed::new(b);
+    for range in packed_columns {
+        let columns = packed.columns(range.clone()).expect("whole panels");
+        assert_eq!((columns.rows(), columns.cols()), (k, range.len()));
+        for m in [1, 5, 40, 700] {
+            let a_data = values(m * k, 9);
+            let a = Mat::rows_major(&a_data, m, k);
+            for isa in Isa::available() {
+                let (mut found, mut wanted) = (vec![7.0; m * range.len()], vec![9.0; m * n]);
+                let c = MatMut::rows_major(&mut found, m, range.len());
+                matmul_packed_with(isa, c, a, columns, Start::Zero, Threads::All);
+                matmul(MatMut::rows_major(&mut wanted, m, n), a, b, Start::Zero, Threads::All);
+                for (found, all) in found.chunks(range.len().max(1)).zip(wanted.chunks(n)) {
+                    assert_eq!(found, &all[range.clone()], "{m} rows, {range:?}, {isa:?}");
+                }
+            }
+        }
+    }
+    for range in [1..32, 0..31, 32..149] {
+        assert!(packed.columns(range).is_none());
     }
 }
 

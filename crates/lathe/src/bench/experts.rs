@@ -177,7 +177,7 @@ impl Operands {
     /// The product of each group with its own matrix.
     fn run_grouped(&mut self, number: usize) {
         let (rows, n, k) = (self.rows(), self.n, self.k);
-        let bank = Bank { values: &self.bank, n, k };
+        let bank = Bank { values: &self.bank, n, k, packed: None };
         let length = [rows * n, rows * k, self.bank.len()][number];
         self.grouped.resize(length, 0.0);
         let found = &mut self.grouped[..length];
