@@ -27,7 +27,7 @@ use crate::in_flight::{InFlightRows, occupied};
 use crate::paged_cache::{PagedCache, Tiers, copy_pages};
 use crate::pooling::PooledRows;
 use crate::routed::{RoutedExperts, Routing};
-use crate::watch::{ByRequest, ExpertLoads, SharedProbe, Watched};
+use crate::watch::{ByRequest, ExpertLoads, MatrixBytes, SharedProbe, Watched};
 
 /// How an engine is set up.
 pub struct EngineOptions {
@@ -87,6 +87,7 @@ pub struct Engine {
     pub(crate) runs: PartRuns,
     watch: Option<SharedProbe>,
     loads: ExpertLoads,
+    matrix_bytes: MatrixBytes,
     pub(crate) routed: RoutedExperts,
 }
 
@@ -146,6 +147,7 @@ impl Engine {
             runs: PartRuns::default(),
             watch: None,
             loads: ExpertLoads::default(),
+            matrix_bytes: MatrixBytes::default(),
             routed: RoutedExperts::default(),
         })
     }
@@ -194,6 +196,13 @@ impl Engine {
     /// How often each part of the model ran so far.
     pub fn part_runs(&self) -> PartRuns {
         self.runs
+    }
+
+    /// Bytes of the matrices of layers that passes read so far, those of a bank of experts as far as
+    /// rows met them. Without the head, whose runs are among [`Engine::part_runs`], and without
+    /// norms, biases, routers and adapters.
+    pub fn matrix_bytes(&self) -> u64 {
+        self.matrix_bytes.0
     }
 
     /// One step of everybody, at one moment. `now_us` must not go back.
@@ -285,7 +294,8 @@ impl Engine {
         work: impl FnOnce(&Model, &mut Pass<'_>) -> T,
     ) -> (T, BTreeMap<SlotId, usize>) {
         let begun = Instant::now();
-        let Self { rule, state, store, tiers, handle, in_flight, watch, loads, routed, .. } = self;
+        let Self { rule, state, store, tiers, handle, in_flight, watch, .. } = self;
+        let (loads, bytes, routed) = (&mut self.loads, &mut self.matrix_bytes, &mut self.routed);
         let model = handle.adapted(adapter).unwrap_or_else(|| {
             panic!("adapter {adapter} was given up while a request ran with it")
         });
@@ -296,7 +306,7 @@ impl Engine {
             plan: model.plan().clone(),
             wanted,
         });
-        let mut watched = Watched { loads, watch, routing };
+        let mut watched = Watched { loads, bytes, watch, routing };
         let mut kv = PagedCache::new(handle.lock(), store, tiers, in_flight);
         let mut pass = Pass {
             ops: Ops::Fast,

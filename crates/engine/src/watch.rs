@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use model::params::RouterSite;
 use model::{Choice, Probe, RoutingEvent, Rows};
-use ops::Tensor2;
+use ops::{Tensor2, Weight};
 use scheduler::Scheduler;
 
 use crate::routed::Routing;
@@ -30,9 +30,25 @@ impl Probe for ExpertLoads {
     }
 }
 
+/// Bytes of the matrices that products of layers read.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct MatrixBytes(pub(crate) u64);
+
+impl Probe for MatrixBytes {
+    fn product(&mut self, weight: &Weight, groups: &[usize], x_an: &Tensor2) {
+        let bytes = weight.bytes() as u64;
+        self.0 += match groups.len() as u64 {
+            0 if x_an.dims()[0] == 0 => 0,
+            0 => bytes,
+            all => bytes / all * groups.iter().filter(|rows| **rows > 0).count() as u64,
+        };
+    }
+}
+
 /// Who is told of an engine's passes: who counts, and who watches if somebody does.
 pub(crate) struct Watched<'a> {
     pub(crate) loads: &'a mut ExpertLoads,
+    pub(crate) bytes: &'a mut MatrixBytes,
     pub(crate) watch: Option<ByRequest<'a>>,
     /// For requests that want to know.
     pub(crate) routing: Option<Routing<'a>>,
@@ -43,6 +59,10 @@ impl Probe for Watched<'_> {
         if let Some(watch) = &mut self.watch {
             watch.stream(x_td);
         }
+    }
+
+    fn product(&mut self, weight: &Weight, groups: &[usize], x_an: &Tensor2) {
+        self.bytes.product(weight, groups, x_an);
     }
 
     fn routed(&mut self, event: &RoutingEvent<'_>) {

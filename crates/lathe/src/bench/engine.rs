@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Result, bail, ensure};
-use engine::{CompletedRows, DefaultDraw, Engine, EngineOptions, Generation, PartRuns, Sampler};
+use engine::{CompletedRows, DefaultDraw, Engine, EngineOptions, Generation, Sampler};
 use kernels::machine::median;
 use report::{Table, human_bytes, human_count};
 use scheduler::{DepthOptions, Request, SchedulerLimits};
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::arguments::BenchRun;
 use super::machine_rates::{Machine, Rates};
-use super::row_work::{RowWork, WorkSums, weight_bytes};
+use super::row_work::{RowWork, WorkSums};
 use super::subject::{Subject, peak_memory, random_ids, subject};
 use super::tally::Tally;
 use crate::{memory, output};
@@ -33,8 +33,8 @@ struct Measured {
     kv_bytes: usize,
     /// FLOPs for each of the tokens, full convention.
     flops: f64,
-    /// Bytes of weights that were read.
-    weight_bytes: f64,
+    /// Bytes of the matrices that rows met: those of layers, of experts that had rows, and the head.
+    matrix_bytes: f64,
     /// Times that a sequence lost its pages.
     preemptions: u64,
     /// What the machine did just before and after.
@@ -176,10 +176,10 @@ impl Measured {
         self.tokens as f64 / self.seconds
     }
 
-    /// Weights read in a second, over what the machine reads from memory around the round.
+    /// Matrices read in a second, over what the machine reads from memory around the round.
     fn share_of_bandwidth(&self) -> f64 {
         let bandwidth = self.machine.map_or(f64::NAN, |rates| rates.bandwidth);
-        self.weight_bytes / self.seconds / bandwidth
+        self.matrix_bytes / self.seconds / bandwidth
     }
 
     /// A row of the profile: calls, seconds, and their share of the round.
@@ -240,8 +240,8 @@ fn print(
     let caption = format!(
         "{}, weights {weights}, KV cache {kv}; {} threads did {}FLOP/s of arithmetic and {}/s of \
          memory around the rounds; ratio and by FLOPs: to the first model, measured and as the \
-         FLOPs of the rows allow; % of bandwidth: the weights that ran, of what was read just \
-         before and after",
+         FLOPs of the rows allow; % of bandwidth: the matrices that rows met, each once a \
+         pass, of what was read just before and after",
         ops::machine(),
         machine.threads(),
         human_count(median(&found.peaks)),
@@ -265,7 +265,7 @@ struct Setting<'o> {
 struct Clock {
     start: Instant,
     ticks: u64,
-    runs: PartRuns,
+    matrix_bytes: f64,
     /// Entries of the list of completed rows.
     rows: usize,
 }
@@ -340,8 +340,7 @@ impl Setting<'_> {
         let mut now = 0;
         let mut rows: Vec<CompletedRows> = Vec::new();
         let mut waits = self.is_apart();
-        let mut clock =
-            Clock { start: Instant::now(), ticks: 0, runs: PartRuns::default(), rows: 0 };
+        let mut clock = Clock { start: Instant::now(), ticks: 0, matrix_bytes: 0.0, rows: 0 };
         while tally.ended() < self.requests() {
             if waits && tally.begun() == self.requests() {
                 waits = false;
@@ -349,8 +348,8 @@ impl Setting<'_> {
                 if self.options.profile {
                     ops::timing::measure(true);
                 }
-                let runs = engine.part_runs();
-                clock = Clock { start: Instant::now(), ticks: now, runs, rows: rows.len() };
+                let matrix_bytes = matrix_bytes(&engine);
+                clock = Clock { start: Instant::now(), ticks: now, matrix_bytes, rows: rows.len() };
             }
             engine.tick(now);
             rows.extend_from_slice(engine.completed_rows());
@@ -383,21 +382,17 @@ impl Setting<'_> {
             // A token is drawn from each row whose logits somebody wants.
             flops: (work.sums.flops + drawn as f64 * work.head_flops()) / tokens as f64,
             work: work.sums,
-            weight_bytes: weight_bytes(&subject.model, since(engine.part_runs(), clock.runs)),
+            matrix_bytes: matrix_bytes(&engine) - clock.matrix_bytes,
             preemptions: gauges.preemptions,
             machine: None,
         })
     }
 }
 
-/// Runs of each part from `before` on.
-fn since(all: PartRuns, before: PartRuns) -> PartRuns {
-    PartRuns {
-        prelude: all.prelude - before.prelude,
-        recursion: all.recursion - before.recursion,
-        coda: all.coda - before.coda,
-        head: all.head - before.head,
-    }
+/// Bytes of matrices that an engine's passes read so far, with those of its head.
+fn matrix_bytes(engine: &Engine) -> f64 {
+    let head = engine.model().head().e_vd.bytes() as u64;
+    (engine.matrix_bytes() + engine.part_runs().head * head) as f64
 }
 
 fn request(id: u64, prompt: Vec<u32>, max_tokens: usize, max_depth: Option<u32>) -> Request {

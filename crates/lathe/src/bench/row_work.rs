@@ -1,12 +1,10 @@
 //! The arithmetic of the rows that a bench measures, row by row at the depth and the context that
-//! each had, and the bytes of weights that the parts of the model read.
+//! each had.
 
 use std::collections::BTreeMap;
 
-use engine::{CompletedRows, PartRuns};
+use engine::CompletedRows;
 use model::cost::{head_flops, row_flops};
-use model::layout::LayerUse;
-use model::params::{ParamPlace, RouterSite};
 use model::{KvMode, Model};
 
 /// Counts FLOPs in the full convention: every product that runs, attention over the keys that a row
@@ -75,41 +73,4 @@ impl<'a> RowWork<'a> {
     pub(crate) fn head_flops(&self) -> f64 {
         head_flops(self.model.config(), self.model.plan())
     }
-}
-
-/// Bytes of weights that so many runs of each part read: its layers at each of their uses, and the
-/// head.
-pub(crate) fn weight_bytes(model: &Model, runs: PartRuns) -> f64 {
-    let plan = model.plan();
-    let block = plan.recursions.first().map_or(&[][..], Vec::as_slice);
-    let head = model.head();
-    let head = (head.e_vd.bytes() + head.b_1v.map_or(0, |bias| bias.bytes())) as f64;
-    runs.prelude as f64 * layer_bytes(model, &plan.before)
-        + runs.recursion as f64 * layer_bytes(model, block)
-        + runs.coda as f64 * layer_bytes(model, &plan.after)
-        + runs.head as f64 * head
-}
-
-/// Bytes of the stored layers of some uses, each as often as it is used; adapters and norms of all
-/// its uses count as one use's share.
-fn layer_bytes(model: &Model, uses: &[LayerUse]) -> f64 {
-    let mut total = 0.0;
-    for at in uses {
-        for (spec, weight) in model.weights() {
-            let own = match spec.place {
-                ParamPlace::Layer { stored, .. } => stored == at.stored,
-                ParamPlace::LayerNorm { stored, recursion, .. }
-                | ParamPlace::Adapter { stored, recursion, .. } => {
-                    stored == at.stored && recursion == at.recursion
-                }
-                ParamPlace::Router { site: RouterSite::Layer(stored), .. } => stored == at.stored,
-                ParamPlace::Routers { .. } => {
-                    model.config().mlp.settings().computing_experts(at.stored) > 0
-                }
-                _ => false,
-            };
-            total += if own { weight.bytes() as f64 } else { 0.0 };
-        }
-    }
-    total
 }

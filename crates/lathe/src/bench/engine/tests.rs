@@ -133,21 +133,34 @@ fn the_first_round_does_not_count_and_the_median_is_in_the_middle() {
     assert!((found.results[0]["median"].as_f64().unwrap() / mean - 1.0).abs() < 1e-12);
 }
 
+/// Matrices of the layers at each of their uses and the head, once a tick; of experts those that
+/// rows met. By hand from the shapes of the weights.
 #[test]
-fn weights_are_read_by_the_parts_that_run() {
-    let subject = subject("cpu-1m-mor3", &[], None).unwrap();
-    let model = &subject.model;
-    let bytes = |runs| weight_bytes(model, runs);
-    let none = PartRuns::default();
-    let head = bytes(PartRuns { head: 1, ..none });
-    assert_eq!(head, (model.config().vocab_size * model.config().width * 4) as f64);
-    let parts = PartRuns { prelude: 1, recursion: 1, coda: 1, head: 1 };
-    // Once through all parts is every weight but the routers', the final norm and norms or
-    // encodings of further uses.
-    let whole = model.bytes() as f64;
-    assert!(bytes(parts) <= whole && bytes(parts) > 0.98 * whole, "{} {whole}", bytes(parts));
-    let twice = PartRuns { recursion: 2, ..none };
-    assert_eq!(bytes(twice), 2.0 * bytes(PartRuns { recursion: 1, ..none }));
+fn bytes_are_those_of_the_matrices_that_rows_met() {
+    for name in ["cpu-1m-dense", "cpu-1m-rec3", "cpu-1m-moe"] {
+        let (subject, found) = measured(name, &["--tokens", "6"], 1, 40);
+        let model = &subject.model;
+        // Two of eight experts are chosen.
+        let mlp = model.config().mlp.settings();
+        let plan = model.plan();
+        let mut uses: Vec<usize> =
+            plan.before.iter().chain(&plan.after).map(|at| at.stored).collect();
+        plan.recursions.iter().flatten().for_each(|at| uses.push(at.stored));
+        let mut bytes = model.head().e_vd.bytes();
+        let mut experts = 0;
+        for (spec, weight) in model.weights() {
+            let ParamPlace::Layer { stored, part } = &spec.place else { continue };
+            let uses = uses.iter().filter(|s| *s == stored).count();
+            let all = mlp.computing_experts(*stored);
+            let is_bank = all > 0 && part.name().starts_with("experts_");
+            let share = if is_bank { 2.0 / all as f64 } else { 1.0 };
+            experts += usize::from(is_bank);
+            bytes += (uses as f64 * share * weight.bytes() as f64) as usize;
+        }
+        assert_eq!(experts > 0, name == "cpu-1m-moe");
+        // Five rows of new tokens, one after another.
+        assert_eq!(found.matrix_bytes, 5.0 * bytes as f64, "{name}");
+    }
 }
 
 /// `--kv-memory` and `--kv-format` bound and shape the pages, `--coda-batch` fills the coda.
@@ -166,7 +179,7 @@ fn pages_and_waits_are_those_that_were_asked_for() {
     // Fewer runs of the last layers, for the same rows.
     let waiting = with(&["--coda-batch", "6"]);
     assert_eq!(waiting.tokens, plain.tokens);
-    assert!(waiting.weight_bytes < plain.weight_bytes, "{}", waiting.weight_bytes);
+    assert!(waiting.matrix_bytes < plain.matrix_bytes, "{}", waiting.matrix_bytes);
 }
 
 /// In prefill the tokens are those of the prompts of all `--requests`.
