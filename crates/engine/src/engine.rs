@@ -198,8 +198,8 @@ impl Engine {
         self.runs
     }
 
-    /// Bytes of the matrices of layers that passes read so far, those of a bank of experts as far as
-    /// rows met them. Without the head, whose runs are among [`Engine::part_runs`], and without
+    /// Bytes of the matrices of layers that passes read so far; of a bank of experts those that had
+    /// rows. Without the head, whose runs are among [`Engine::part_runs`], and without
     /// norms, biases, routers and adapters.
     pub fn matrix_bytes(&self) -> u64 {
         self.matrix_bytes.0

@@ -252,8 +252,9 @@ impl Weight {
         self.sink.read().expect("weight lock").is_some()
     }
 
-    /// Keeps a panel-ordered copy for [`crate::Ops::linear`] and [`crate::Ops::grouped_linear`] from
-    /// now on: same bits, streams at memory speed for few rows. Any update drops it.
+    /// Keeps a panel-ordered copy from now on, which [`crate::Ops::linear`] and
+    /// [`crate::Ops::grouped_linear`] read: same bits, streams at memory speed for few rows. Any
+    /// update drops it.
     pub fn pack(&self) {
         if self.codes().is_some() {
             return;

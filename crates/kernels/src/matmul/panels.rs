@@ -78,7 +78,7 @@ impl Packed {
 #[derive(Clone, Copy, Debug)]
 pub struct PackedColumns<'a> {
     packed: &'a Packed,
-    /// The first panel.
+    /// The panel that these begin with.
     first: usize,
     cols: usize,
 }
@@ -89,7 +89,7 @@ impl PackedColumns<'_> {
         self.packed.rows
     }
 
-    /// Number of columns.
+    /// Number of these columns, `n`.
     pub fn cols(&self) -> usize {
         self.cols
     }

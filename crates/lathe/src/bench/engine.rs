@@ -33,7 +33,7 @@ struct Measured {
     kv_bytes: usize,
     /// FLOPs for each of the tokens, full convention.
     flops: f64,
-    /// Bytes of the matrices that rows met: those of layers, of experts that had rows, and the head.
+    /// Bytes of the matrices that rows met: of layers, of experts that had rows, and of the head.
     matrix_bytes: f64,
     /// Times that a sequence lost its pages.
     preemptions: u64,
