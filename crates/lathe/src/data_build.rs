@@ -242,9 +242,10 @@ fn learn(
     options: &TrainOptions,
     seen: impl Fn(&Documents),
 ) -> Result<Tokenizer> {
-    let mut failure = None;
+    let (mut failure, mut count) = (None, 0_u64);
     let texts = std::iter::from_fn(|| match documents.next()? {
         Ok((_, document)) => {
+            count += 1;
             seen(documents);
             Some(document.text)
         }
@@ -254,10 +255,18 @@ fn learn(
         }
     });
     let trained = Tokenizer::train(texts, options);
-    match failure {
-        Some(error) => Err(error.into()),
-        None => trained.context("training the tokenizer"),
+    if let Some(error) = failure {
+        return Err(error.into());
     }
+    let tokenizer = trained.context("training the tokenizer")?;
+    ensure!(
+        count > 0,
+        "--input holds no text: {} blank documents and {} bad rows, expected at least one document \
+         that is not blank",
+        documents.blank(),
+        documents.skipped()
+    );
+    Ok(tokenizer)
 }
 
 /// The quickstart's tokenizer: sixteen megabytes are enough to learn from.

@@ -262,9 +262,11 @@ fn text_and_tokenizers_that_make_no_sense() {
     place.write("cut.jsonl", "{\"text\": \"fine\"}\n{\"text\": \"no end");
     place.write("field.jsonl", "{\"body\": \"fine\"}\n");
     place.write("table.parquet", "PAR1 this is no table PAR1");
+    place.write("blank.txt", " \n\n");
     place.write("packed.jsonl.gz", [0x1f, 0x8b, 8, 0, 1, 2, 3]);
     tokenizer("nowhere", "300", "t.json", &["nowhere"]);
     tokenizer("empty", "300", "t.json", &["empty"]);
+    tokenizer("blank.txt", "300", "t.json", &["--input holds no text", "1 blank"]);
     tokenizer("text", "0", "t.json", &["vocab"]);
     tokenizer("text", "20", "t.json", &["vocab"]);
     tokenizer("text", "99999999999999", "t.json", &["vocab"]);
