@@ -3,7 +3,8 @@
 use anyhow::{Context, Result, bail};
 use model::ModelConfig;
 use model::presets::{preset, widened};
-use study::{Comparison, Variant};
+use serde_json::{Value, json};
+use study::{Comparison, Setting, Variant};
 
 /// A family by name.
 pub(crate) struct Family {
@@ -84,6 +85,24 @@ pub(crate) fn with_controls(names: &[String]) -> Vec<String> {
 /// The variant of a comparison with this name.
 pub(crate) fn variant<'c>(comparison: &'c Comparison, name: &str) -> Option<&'c Variant> {
     comparison.variants.iter().find(|variant| variant.name == name)
+}
+
+/// What a variant sets over a recipe whose fields all are `said`. A table that names another kind
+/// than the recipe's replaces it, as it does over a preset.
+pub(crate) fn own_settings(variant: Option<&Variant>, said: &Value) -> Vec<Setting> {
+    let own = variant.map_or(&[][..], |variant| &variant.settings);
+    let mut replaced: Vec<Setting> = Vec::new();
+    for (field, kind) in own {
+        let Some(table) = field.strip_suffix(".kind") else { continue };
+        let found = said.pointer(&format!("/{}", field.replace('.', "/")));
+        if found.is_some_and(|found| found != kind) {
+            replaced.push((table.to_owned(), json!({ "kind": kind })));
+        }
+    }
+    // A table ahead of those within it.
+    replaced.sort_by_key(|(table, _)| table.len());
+    replaced.extend(own.iter().cloned());
+    replaced
 }
 
 /// What a family is, in words.
@@ -176,10 +195,13 @@ mod tests {
                 for name in comparison.families.iter().filter(|name| !name.ends_with(".toml")) {
                     let variant = variant(&comparison, name);
                     let of = variant.map_or(name.as_str(), |variant| variant.of.as_str());
-                    let preset = preset_of(of, &comparison.shape);
-                    let text = format!("[model]\npreset = \"{preset}\"\nvocab_size = 300\n");
-                    let own = variant.map_or(&[][..], |variant| &variant.settings);
-                    let made = crate::recipe::with(&text, own, "the study");
+                    let model = model(of, &comparison.shape, None).expect("a model");
+                    let model = ModelConfig { vocab_size: 300, ..model };
+                    let recipe = train::Recipe { model, ..Default::default() };
+                    let said = serde_json::to_value(&recipe).expect("fields");
+                    let own = own_settings(variant, &said);
+                    let text = crate::recipe::show(&recipe).expect("a text");
+                    let made = crate::recipe::with(&text, &own, "the study");
                     assert!(made.is_ok(), "{}: {name}: {:?}", path.display(), made.err());
                 }
             }

@@ -248,11 +248,11 @@ struct Measure {
 }
 
 /// What a family's recipe says before the comparison does.
-struct Said<'a> {
+struct Said {
     /// What the recipe of the family says, as TOML.
     text: String,
     /// Fields that it sets over those of all runs.
-    own: &'a [Setting],
+    own: Vec<Setting>,
 }
 
 /// Fits families to what is equal.
@@ -307,7 +307,7 @@ impl Fitter<'_> {
     }
 
     /// What the family's recipe says, whose model is fitted in size.
-    fn said(&self, name: &str, first: Option<&Measure>) -> Result<Said<'_>> {
+    fn said(&self, name: &str, first: Option<&Measure>) -> Result<Said> {
         let fits_size =
             matches!(self.comparison.equal, Equal::Active | Equal::Stored | Equal::Bytes);
         if name.ends_with(".toml") {
@@ -318,7 +318,7 @@ impl Fitter<'_> {
                 self.comparison.equal.name()
             );
             let model = recipe::load(Path::new(name), &[])?.model;
-            return Ok(Said { text: recipe::show(&self.around(model))?, own: &[] });
+            return Ok(Said { text: recipe::show(&self.around(model))?, own: Vec::new() });
         }
         let (true, Some(first)) = (fits_size, first) else { return self.of_width(name, None) };
         let own = families::model(self.kind(name), &self.comparison.shape, None)?;
@@ -346,11 +346,12 @@ impl Fitter<'_> {
     }
 
     /// What a family's recipe says; with `ffn`, with MLPs of this width.
-    fn of_width(&self, name: &str, ffn: Option<usize>) -> Result<Said<'_>> {
+    fn of_width(&self, name: &str, ffn: Option<usize>) -> Result<Said> {
         let model = families::model(self.kind(name), &self.comparison.shape, ffn)?;
         let variant = families::variant(self.comparison, name);
-        let own = variant.map_or(&[][..], |variant| &variant.settings);
-        Ok(Said { text: recipe::show(&self.around(model))?, own })
+        let recipe = self.around(model);
+        let own = families::own_settings(variant, &serde_json::to_value(&recipe)?);
+        Ok(Said { text: recipe::show(&recipe)?, own })
     }
 
     fn size_of(&self, costs: &Costs) -> f64 {
@@ -380,7 +381,7 @@ impl Fitter<'_> {
     }
 
     /// The recipe of a run: what the family says, what the steps call for, what every run has.
-    fn recipe(&self, said: &Said<'_>, steps: u64, seed: u64, budget: f64) -> Result<Recipe> {
+    fn recipe(&self, said: &Said, steps: u64, seed: u64, budget: f64) -> Result<Recipe> {
         let schedule =
             ScheduleConfig::Trapezoid { warmup_steps: (steps / 20).max(1), decay_fraction: 0.3 };
         let parts = (budget / BETWEEN_SAVES) as u64;
@@ -390,7 +391,7 @@ impl Fitter<'_> {
             ("schedule".into(), serde_json::to_value(&schedule)?),
             ("checkpoint".into(), serde_json::to_value(&checkpoint)?),
         ];
-        settings.extend(self.comparison.settings.iter().chain(said.own).cloned());
+        settings.extend(self.comparison.settings.iter().chain(&said.own).cloned());
         let data = self.places.data.display().to_string();
         let decided: [Value; 4] = [steps.into(), seed.into(), data.into(), self.vocab.into()];
         settings.extend(DECIDED.map(str::to_owned).into_iter().zip(decided));
@@ -400,7 +401,7 @@ impl Fitter<'_> {
     /// Steps that make the run equal to the budget, or to the first family.
     fn steps(
         &self,
-        (said, one): (&Said<'_>, &Recipe),
+        (said, one): (&Said, &Recipe),
         budget: f64,
         first: Option<&Measure>,
         timing: &Timing,
