@@ -8,11 +8,12 @@ use anyhow::{Context, Result, anyhow, ensure};
 use data::build::{BuildOptions, ChatEncoder, Progress, SplitBy, build as build_shards};
 use data::documents::{Documents, FoundFiles, Input, ReadOptions, list_files};
 use data::{Manifest, SpecialTokens, Split, Tokenizer, TrainOptions};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use report::{Table, human_bytes, human_count};
 use server::Conversations;
 
 use crate::arguments::{DataBuild, TokenizerTrain};
+use crate::progress::bar;
 use crate::{conversation, open, output, render_templates};
 
 /// Runs `lathe tokenizer train`.
@@ -225,15 +226,6 @@ fn passed_over(files: &BTreeMap<String, u64>, blank: u64, rows: u64, examples: &
     if rows > 0 {
         output::note(format!("passed over {rows} bad rows, such as: {}", examples.join("; ")));
     }
-}
-
-fn bar(length: u64, unit: &str) -> ProgressBar {
-    let bar = ProgressBar::new(length);
-    let style = ProgressStyle::with_template(&format!(
-        "{{bar:30.cyan/blue}} {{pos}}/{{len}} {unit}  {{msg}}"
-    ));
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    bar
 }
 
 /// Trains a tokenizer on all `documents`; `seen` is told after each.

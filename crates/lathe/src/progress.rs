@@ -9,6 +9,16 @@ use train::Event;
 
 use crate::output;
 
+/// A bar of so many of a unit, with a message behind it.
+pub(crate) fn bar(length: u64, unit: &str) -> ProgressBar {
+    let bar = ProgressBar::new(length);
+    let style = ProgressStyle::with_template(&format!(
+        "{{bar:30.cyan/blue}} {{pos}}/{{len}} {unit}  {{msg}}"
+    ));
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar
+}
+
 /// A bar with the numbers that matter; without a terminal, a line now and then.
 pub(crate) struct Live {
     bar: ProgressBar,

@@ -18,6 +18,7 @@ use study::Comparison;
 use self::decode::Decoding;
 use self::found::Found;
 use self::plan::{Places, Plan};
+use crate::progress::bar;
 use crate::quickstart_text::{self, Texts};
 use crate::study_arguments::{self, Compare};
 use crate::sweep::{Pool, RUNS, SHEET, State, different, open_results, write_result};
@@ -45,7 +46,7 @@ pub(crate) fn run(options: &Compare) -> Result<ExitCode> {
     let record = out.join("plan.json");
     let places = Places { data: &data, runs: &options.shared.runs, plan: &record };
     output::note("planning: a few steps of each family are timed");
-    let plan = Plan::new(comparison, &places, jobs)?;
+    let plan = Plan::new(comparison, &places, jobs, &bar(0, "families"))?;
     let pool = Pool { jobs, retry: options.shared.retry };
     pool.has_memory(&plan.runs())?;
     write_json(&record, &plan.record())?;

@@ -6,6 +6,7 @@ use std::thread;
 
 use anyhow::{Context, Result, ensure};
 use data::{Corpus, Manifest, Split};
+use indicatif::ProgressBar;
 use model::ModelConfig;
 use rayon::ThreadPoolBuilder;
 use report::{Table, human_bytes, human_count, human_duration};
@@ -99,11 +100,16 @@ pub(crate) struct Places<'a> {
 }
 
 impl Plan {
-    /// Fits every family to every budget.
+    /// Fits every family to every budget; `bar` is of those that are fitted.
     ///
     /// # Errors
     /// A family that cannot be fitted, or a run that cannot run here.
-    pub(crate) fn new(comparison: Comparison, places: &Places<'_>, jobs: usize) -> Result<Self> {
+    pub(crate) fn new(
+        comparison: Comparison,
+        places: &Places<'_>,
+        jobs: usize,
+        bar: &ProgressBar,
+    ) -> Result<Self> {
         let threads = (rayon::current_num_threads() / jobs.max(1)).max(1);
         let vocab = Corpus::open(places.data, Split::Train)?.vocab_size();
         let lists = comparison
@@ -121,9 +127,11 @@ impl Plan {
         let known = known_timings(places.plan, jobs, threads);
         let fitter = Fitter { comparison: &comparison, places, vocab, threads, jobs, known };
         let mut entries: Vec<Entry> = Vec::new();
+        bar.set_length((comparison.budgets.len() * names.len()) as u64);
         for &budget in &comparison.budgets {
             let mut first = None;
             for name in &names {
+                bar.set_message(name.clone());
                 let entry = fitter.entry(name, budget, first.as_ref(), &entries);
                 let entry = entry.with_context(|| format!("family {name}"))?;
                 let first = first.get_or_insert_with(|| entry.0.clone());
@@ -136,8 +144,10 @@ impl Plan {
                     first.window
                 );
                 entries.push(entry.1);
+                bar.inc(1);
             }
         }
+        bar.finish_and_clear();
         Ok(Self { comparison, entries, jobs, threads })
     }
 
