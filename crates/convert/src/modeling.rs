@@ -51,9 +51,9 @@ const KNOWN: &[Known] = &[
     },
     Known {
         table: "relax",
-        kinds: "none lora dora mola loha lokr ia3 miss wara encoding",
+        kinds: "none lora dora mola loha lokr ia3 miss vera wara encoding",
         fields: "rank alpha rank_stabilized rank_pattern alpha_pattern parts layers skip_first \
-                 experts top_k factor inputs ranks",
+                 experts top_k factor inputs ranks projection_seed initial",
     },
     Known {
         table: "mlp",

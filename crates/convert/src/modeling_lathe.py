@@ -15,6 +15,7 @@ queries, `G` heads of keys and values, `D` columns of a head (of values `V`), `E
 """
 
 import inspect
+import functools
 import math
 import re
 from dataclasses import dataclass, field
@@ -55,6 +56,7 @@ FORMULAS = {
     "lokr": ["lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b"],
     "ia3": ["ia3_l"],
     "miss": ["miss_block"],
+    "vera": ["vera_lambda_b", "vera_lambda_d"],
     "wara": [f"{factor}.{band}" for band in range(4) for factor in ("down", "up")],
 }
 
@@ -176,7 +178,7 @@ class Use:
 class Dice:
     """Random numbers by address, in the arithmetic of 64 bits (SplitMix64; Steele et al., 2014)."""
 
-    ROUTER, EXPERTS = 2, 6
+    INIT, ROUTER, EXPERTS = 1, 2, 6
     MASK = (1 << 64) - 1
 
     def __init__(self, seed, step, place, part, purpose=ROUTER):
@@ -198,6 +200,28 @@ class Dice:
         """In [0, 1)."""
         self.state = (self.state + 0x9E3779B97F4A7C15) & self.MASK
         return (self.mix(self.state) >> 11) / (1 << 53)
+
+
+@functools.lru_cache(maxsize=None)
+def projection(name, seed, rows, columns, width):
+    """Numbers of an address, row by row, uniform within the root of 6 / width."""
+    place, bound = 0xCBF29CE484222325, math.sqrt(6.0 / width)
+    for byte in name.encode():
+        place = ((place ^ byte) * 0x100000001B3) & Dice.MASK
+    found = []
+    for row in range(rows):
+        dice = Dice(seed, 0, place, row, purpose=Dice.INIT)
+        found.append([bound * (2.0 * dice.uniform() - 1.0) for _ in range(columns)])
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def projected(leaves, relax, shape):
+    """What two vectors and two matrices of dice add to a matrix of this shape."""
+    (n, d), rank, seed = shape, relax["rank"], relax["projection_seed"]
+    a = projection("vera_A", seed, rank, d, d).to(leaves["vera_lambda_d"].device)
+    b = projection("vera_B", seed, n, rank, rank).to(a.device)
+    outer, inner = leaves["vera_lambda_b"][0], relax["initial"] * leaves["vera_lambda_d"][0]
+    return outer[:, None] * ((b * inner) @ a)
 
 
 def unrolled(model):
@@ -532,6 +556,8 @@ class LatheForCausalLM(PreTrainedModel, GenerationMixin):
             block = leaves["miss_block"]
             inputs = torch.arange(m.shape[1]) % block.shape[0]
             return (m + block[inputs].T).to(w.dtype)
+        if kind == "vera":
+            return (m + projected(leaves, relax, m.shape)).to(w.dtype)
         if kind == "wara":
             return (m + haar_bands(leaves, relax, m.shape)).to(w.dtype)
         scale = relax["alpha"] / relax["rank"]

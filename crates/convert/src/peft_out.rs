@@ -11,7 +11,7 @@ use formats::peft::{WrittenLeaf, write_adapters};
 use model::adapters::{Relaxation, lora};
 use model::params::{ParamPlace, ParamSpec, Part};
 use model::{Sharing, pattern};
-use ops::formulas::{ENTRYWISE, IA3_VECTOR, KRONECKER, MISS_BLOCK};
+use ops::formulas::{ENTRYWISE, IA3_VECTOR, KRONECKER, MISS_BLOCK, VERA_INNER, VERA_OUTER};
 use serde_json::{Map, Value, json};
 use train::Stored;
 
@@ -49,16 +49,18 @@ pub fn export_adapters(stored: &Stored, out: &Path, disk: &dyn Disk) -> Result<(
             found.entry((*layer, *part)).or_default().insert(factor.to_string(), weight);
         }
     }
-    let mut leaves = Vec::new();
-    for ((layer, part), factors) in &found {
-        let place = ParamPlace::Layer { stored: *layer, part: *part };
-        let all = stored.model.weights().iter();
-        let Some((spec, base)) = all.into_iter().find(|(spec, _)| spec.place == place) else {
-            continue;
-        };
+    let adapted = |layer: usize, part: Part| {
+        let place = ParamPlace::Layer { stored: layer, part };
+        stored.model.weights().iter().find(|(spec, _)| spec.place == place)
+    };
+    let shapes = found.keys().filter_map(|&(layer, part)| Some(adapted(layer, part)?.0.shape));
+    let (tallest, widest) = shapes.fold((0, 0), |most, (n, d)| (most.0.max(n), most.1.max(d)));
+    let mut leaves = shared_leaves(&config.relax, tallest, widest);
+    for (&(layer, part), factors) in &found {
+        let Some((spec, base)) = adapted(layer, part) else { continue };
         let of = roles(spec, &settings_of(&plain)).unwrap_or_default();
         for (module, rows) in modules_of(spec, &of, &tensors)? {
-            let site = Site { spec, part: *part, base: &base.values(), module, rows };
+            let site = Site { spec, part, base: &base.values(), module, rows, widest };
             leaves.extend(site.leaves(&config.relax, factors, &mut settings)?);
         }
     }
@@ -82,18 +84,36 @@ fn settings_for(relax: &Relaxation) -> Result<Map<String, Value>, ConvertError> 
         Relaxation::Ia3(_) => json!({
             "peft_type": "IA3", "init_ia3_weights": true, "feedforward_modules": [],
         }),
+        Relaxation::Vera(config) => json!({
+            "peft_type": "VERA", "r": config.rank, "d_initial": config.initial,
+            "projection_prng_key": config.projection_seed, "save_projection": true,
+            "init_weights": true, "vera_dropout": 0.0,
+        }),
         Relaxation::Miss(config) => json!({
             "peft_type": "MISS", "r": config.rank, "init_weights": true, "miss_dropout": 0.0,
             "mini_r": 1,
         }),
         other => {
             let expected =
-                "adapters of a kind that PEFT knows: lora, dora, loha, lokr, ia3 or miss";
+                "adapters of a kind that PEFT knows: lora, dora, loha, lokr, ia3, miss or vera";
             let next = "train some: `[model.relax]` of a recipe";
             return refused("the checkpoint: model.relax", expected, other.kind(), next);
         }
     };
     Ok(value.as_object().cloned().unwrap_or_default())
+}
+
+/// Tensors that all modules share, the largest of which has so many outputs or inputs.
+fn shared_leaves(relax: &Relaxation, tallest: usize, widest: usize) -> Vec<WrittenLeaf> {
+    let Relaxation::Vera(config) = relax else { return Vec::new() };
+    let leaf = |leaf, shape, values: Vec<f64>| {
+        let values = values.into_iter().map(|x| x as f32).collect();
+        WrittenLeaf { module: String::new(), leaf, shape, values }
+    };
+    vec![
+        leaf("vera_A", vec![config.rank, widest], config.a(widest)),
+        leaf("vera_B", vec![tallest, config.rank], config.b(tallest)),
+    ]
 }
 
 fn lora_settings(config: &lora::Config, dora: bool) -> Value {
@@ -163,6 +183,8 @@ struct Site<'a> {
     base: &'a [f32],
     module: String,
     rows: Range<usize>,
+    /// Most inputs of an adapted matrix.
+    widest: usize,
 }
 
 impl Site<'_> {
@@ -224,18 +246,7 @@ impl Site<'_> {
                 leaves
             }
             Relaxation::Lokr(_) => {
-                if count != n {
-                    let expected = "matrices that are one module of theirs, as a Kronecker product \
-                                    does not fall into modules";
-                    let next = "train query, output and down alone, or merge the adapters: \
-                                `lathe convert --sharing none`";
-                    return refused(
-                        "the checkpoint: relax.parts",
-                        expected,
-                        self.part.name(),
-                        next,
-                    );
-                }
+                self.must_be_one_module("a Kronecker product does not fall into modules")?;
                 let mut leaves = Vec::new();
                 for name in KRONECKER.into_iter().flatten() {
                     if let Some(weight) = factors.get(name) {
@@ -259,6 +270,18 @@ impl Site<'_> {
                 }
                 vec![self.leaf(IA3_VECTOR, vec![1, d], vector)]
             }
+            Relaxation::Vera(config) => {
+                self.must_be_one_module("each of theirs takes the first rows of B")?;
+                let outer = self.factor(factors, VERA_OUTER)?;
+                // In the scale of the A that all share, and not in multiples of what it began with.
+                let scale = config.initial * (self.widest as f64 / d as f64).sqrt();
+                let inner = self.factor(factors, VERA_INNER)?.into_iter();
+                let inner = inner.map(|x| (f64::from(x) * scale) as f32).collect();
+                vec![
+                    self.leaf(VERA_OUTER, vec![count], outer),
+                    self.leaf(VERA_INNER, vec![config.rank], inner),
+                ]
+            }
             Relaxation::Miss(config) => {
                 let block = self.factor(factors, MISS_BLOCK)?;
                 let rows = block.chunks_exact(n);
@@ -267,6 +290,17 @@ impl Site<'_> {
             }
             _ => Vec::new(),
         })
+    }
+
+    /// Refuses a matrix of ours that is several modules of theirs, for this reason.
+    fn must_be_one_module(&self, why: &str) -> Result<(), ConvertError> {
+        if self.rows.len() == self.spec.shape.0 {
+            return Ok(());
+        }
+        let expected = format!("matrices that are one module of theirs, as {why}");
+        let next = "train query, output and down alone, or merge the adapters: \
+                    `lathe convert --sharing none`";
+        refused("the checkpoint: relax.parts", expected, self.part.name(), next)
     }
 
     /// A and B, with the module's own rank and alpha in the settings where they differ.

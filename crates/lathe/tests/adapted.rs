@@ -104,6 +104,7 @@ fn trained_adapters_go_out_and_come_back() {
         ("lokr", "lokr", "rank = 2, alpha = 4.0, parts = [\"query\", \"down\"]".into()),
         ("ia3", "ia3", format!("{all}, inputs = [\"down\", \"gate_up\"]")),
         ("miss", "miss", format!("rank = 5, {all}")),
+        ("vera", "vera", "rank = 24, initial = 0.3, parts = [\"query\", \"down\"]".into()),
     ] {
         let relax = format!(
             "[model]\nrelax = {{ kind = \"{kind}\", layers = \"all\", {settings} }}\n\

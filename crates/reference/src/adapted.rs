@@ -44,6 +44,17 @@ pub(crate) fn adapted(
             let block = leaf("miss_block");
             Box::new(move |o, i, w| w + block.row(i % block.rows)[o])
         }
+        "vera" => {
+            let (outer, inner) = (leaf("vera_lambda_b").row(0), leaf("vera_lambda_d").row(0));
+            let (rank, seed) = (relax.count("rank"), relax.count("projection_seed") as u64);
+            let a = dice(seed, "vera_A", (rank, w.columns), w.columns);
+            let b = dice(seed, "vera_B", (w.rows, rank), rank);
+            let initial = relax.number("initial");
+            Box::new(move |o, i, w| {
+                let terms = (0..rank).map(|k| b.row(o)[k] * inner[k] * a.row(k)[i]);
+                w + outer[o] * initial * terms.sum::<f64>()
+            })
+        }
         "wara" => {
             let ranks = relax.counts("ranks");
             let scale = relax.number("alpha") / ranks.iter().sum::<usize>() as f64;
@@ -83,4 +94,31 @@ fn low(a: &Matrix, b: &Matrix, o: usize, i: usize) -> f64 {
 fn made(rows: usize, columns: usize, entry: impl Fn(usize, usize) -> f64) -> Matrix {
     let values = (0..rows * columns).map(|at| entry(at / columns, at % columns)).collect();
     Matrix { rows, columns, values }
+}
+
+/// Numbers of an address, row by row, uniform within `sqrt(6 / width)`.
+fn dice(seed: u64, name: &str, (rows, columns): (usize, usize), width: usize) -> Matrix {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    name.bytes().for_each(|b| hash = (hash ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3));
+    // Purpose 1, the beginnings of weights; step 0.
+    let all = [1, 0, hash].into_iter().fold(mix(seed.wrapping_add(STEP)), word);
+    let bound = (6.0 / width as f64).sqrt();
+    made(rows, columns, |row, column| {
+        let place = word(all, row as u64).wrapping_add(STEP.wrapping_mul(column as u64 + 1));
+        bound * (2.0 * ((mix(place) >> 11) as f64 / (1u64 << 53) as f64) - 1.0)
+    })
+}
+
+/// What SplitMix64 adds before each number.
+const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
+fn mix(z: u64) -> u64 {
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// An address with a further word.
+fn word(state: u64, word: u64) -> u64 {
+    mix(state.wrapping_mul(STEP) ^ mix(word.wrapping_add(0x2545_f491_4f6c_dd1d)))
 }

@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use model::MlpConfig;
-use model::adapters::{Places, Relaxation, dora, ia3, loha, lokr, lora, miss, mola, wara};
+use model::adapters::{Places, Relaxation, dora, ia3, loha, lokr, lora, miss, mola, vera, wara};
 
 use crate::models::mlps;
 
@@ -73,6 +73,12 @@ fn by_formulas(places: Places) -> Vec<Relaxation> {
         Relaxation::Lokr(lokr::Config { rank, alpha: 4.0, factor, places: places.clone() }),
         Relaxation::Ia3(ia3::Config { parts, inputs, layers, skip_first }),
         Relaxation::Miss(miss::Config { rank: 5, places: places.clone() }),
+        Relaxation::Vera(vera::Config {
+            rank: 5,
+            projection_seed: 7,
+            initial: 0.5,
+            places: places.clone(),
+        }),
         Relaxation::Wara(wara::Config { ranks, alpha: 6.0, places }),
     ]
 }

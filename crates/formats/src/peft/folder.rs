@@ -18,7 +18,7 @@ pub(super) const TENSORS: &str = "adapter_model.safetensors";
 /// Ahead of the path of a module.
 pub(super) const PREFIX: &str = "base_model.model.";
 /// Ahead of what all modules share.
-const SHARED_PREFIX: &str = "base_model.";
+pub(super) const SHARED_PREFIX: &str = "base_model.";
 /// Between a module and what it wraps.
 const WRAPPED: &str = ".base_layer";
 

@@ -5,14 +5,14 @@ use std::path::Path;
 use checkpoint::Disk;
 use serde_json::{Map, Value, json};
 
-use super::folder::{CONFIG, PREFIX, TENSORS};
+use super::folder::{CONFIG, PREFIX, SHARED_PREFIX, TENSORS};
 use crate::Result;
 use crate::error::check_finite;
 
 /// A tensor of an adapter over one module.
 #[derive(Debug)]
 pub struct WrittenLeaf {
-    /// The path of the module in the base.
+    /// The path of the module in the base; empty for a tensor that all modules share.
     pub module: String,
     /// The end of its name, which says what it is in its kind.
     pub leaf: &'static str,
@@ -36,6 +36,7 @@ pub fn write_adapters(
     let mut modules: Vec<&str> = leaves.iter().map(|leaf| leaf.module.as_str()).collect();
     modules.sort_unstable();
     modules.dedup();
+    modules.retain(|module| !module.is_empty());
     let mut config = json!({
         "base_model_name_or_path": null,
         "fan_in_fan_out": false,
@@ -50,7 +51,10 @@ pub fn write_adapters(
     let (mut header, mut data) = (Map::new(), Vec::new());
     header.insert("__metadata__".into(), json!({"format": "pt"}));
     for WrittenLeaf { module, leaf, shape, values } in leaves {
-        let name = format!("{PREFIX}{module}.{leaf}");
+        let name = match module.as_str() {
+            "" => format!("{SHARED_PREFIX}{leaf}"),
+            module => format!("{PREFIX}{module}.{leaf}"),
+        };
         check_finite(&path, &name, 0, values)?;
         let begin = data.len();
         data.extend(values.iter().flat_map(|x| x.to_le_bytes()));

@@ -15,6 +15,7 @@ pub mod miss;
 pub mod mola;
 pub mod none;
 mod places;
+pub mod vera;
 pub mod wara;
 
 use serde::{Deserialize, Serialize};
@@ -51,6 +52,8 @@ members! {
         Ia3(ia3::Config) = "ia3",
         /// A small block is added that repeats along the inputs.
         Miss(miss::Config) = "miss",
+        /// `W + diag(b) B diag(d) A` with learned vectors, and matrices of dice that nobody stores.
+        Vera(vera::Config) = "vera",
         /// Pairs of low rank in the basis of a Haar step, each band with a rank of its own.
         Wara(wara::Config) = "wara",
         /// The stream is multiplied by a learned vector of the recursion.
