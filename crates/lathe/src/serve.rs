@@ -178,10 +178,13 @@ async fn asked_to_stop(asked: signals::Asked, http: &HttpLimits) {
     while !asked.stop() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    let first = match http.lame_duck {
+        0 => "no more requests are taken".to_owned(),
+        seconds => format!("requests are welcome for {seconds} s more (--lame-duck)"),
+    };
     output::note(format!(
-        "stopping: requests are welcome for {} s more (--lame-duck), then those that run have {} s \
-         (--drain); a second signal ends at once",
-        http.lame_duck, http.drain
+        "stopping: {first}, then those that run have {} s (--drain); a second signal ends at once",
+        http.drain
     ));
 }
 
