@@ -102,6 +102,10 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("bench serve", &["lathe bench serve runs/mor --concurrency 16"]),
     ("bench kernels", &["lathe bench kernels --only linear"]),
     ("bench experts", &["lathe bench experts --experts 8,64"]),
+    (
+        "bench metrics",
+        &["lathe bench metrics runs/moe runs/moe-small runs/moe-int4 --data data/corpus"],
+    ),
     ("bench mlp", &["lathe bench mlp runs/moe --rows 1,32 --weights int8"]),
     ("bench growth", &["lathe bench growth cpu-1m-mor3 -o growth.html"]),
     ("presets", &["lathe presets cpu-5m"]),

@@ -90,6 +90,7 @@ const RULES: &[(&str, How)] = &[
     ("lathe bench prefill", With("--batch 1 --rounds 1")),
     ("lathe bench serve", With("--requests 16 --output-tokens 4")),
     ("lathe bench train", As("lathe bench train cpu-1m-dense cpu-1m-mor3 --steps 1")),
+    ("lathe bench metrics", With("--windows 1 --requests 1 --context 4 --tokens 4 --rounds 1")),
     (
         "lathe bench growth",
         Not("it takes a minute; crates/lathe/tests/bench.rs has one of a small model"),

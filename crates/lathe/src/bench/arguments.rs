@@ -25,6 +25,8 @@ pub(crate) enum BenchCommand {
     Experts(BenchExperts),
     /// Time the MLP of one layer, dense or of experts with their router, on rows at rest
     Mlp(BenchMlp),
+    /// Set checkpoints beside the first of them by the six metrics of EfficientLLM, in turns
+    Metrics(BenchMetrics),
     /// Measure how time and memory grow with tokens, context, depth and batch
     Growth(BenchGrowth),
 }
@@ -295,6 +297,36 @@ pub(crate) struct BenchMlp {
     /// them to this new folder, for comparisons with other programs
     #[arg(short, long, value_name = "FOLDER")]
     pub(crate) out: Option<PathBuf>,
+    /// Print the results as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Options of `lathe bench metrics`.
+#[derive(Debug, Args)]
+pub(crate) struct BenchMetrics {
+    /// Checkpoints or run folders; the first is what the others are compared with
+    #[arg(required = true)]
+    pub(crate) model: Vec<String>,
+    /// Folder of token shards (from `data build`): prompts and what is scored are of its
+    /// validation text
+    #[arg(long)]
+    pub(crate) data: PathBuf,
+    /// Windows of prompt and new tokens that are scored, spread over the text
+    #[arg(long, default_value_t = 64, value_parser = numbers::some::<u64>(numbers::MANY))]
+    pub(crate) windows: u64,
+    /// Requests, one after another, behind one that warms up
+    #[arg(long, default_value_t = 8, value_parser = numbers::some::<usize>(numbers::MANY))]
+    pub(crate) requests: usize,
+    /// Tokens of each prompt
+    #[arg(long, default_value_t = 64, value_parser = numbers::some::<usize>(numbers::MANY))]
+    pub(crate) context: usize,
+    /// New tokens of each request
+    #[arg(long, default_value_t = 64, value_parser = numbers::some::<usize>(numbers::MANY))]
+    pub(crate) tokens: usize,
+    /// Rounds in which the models take turns; medians count
+    #[arg(long, default_value_t = 3, value_parser = numbers::some::<usize>(numbers::MANY))]
+    pub(crate) rounds: usize,
     /// Print the results as JSON
     #[arg(long)]
     pub(crate) json: bool,

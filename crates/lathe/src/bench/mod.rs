@@ -8,6 +8,7 @@ mod growth;
 mod kernels;
 mod load_client;
 mod machine_rates;
+mod metrics;
 mod mlp;
 mod row_work;
 mod serve;
@@ -32,6 +33,7 @@ pub(crate) fn run(command: &BenchCommand) -> Result<ExitCode> {
         BenchCommand::Kernels(options) => kernels::run(options),
         BenchCommand::Experts(options) => experts::run(options),
         BenchCommand::Mlp(options) => mlp::run(options),
+        BenchCommand::Metrics(options) => metrics::run(options),
         BenchCommand::Growth(options) => growth::run(options),
     }
 }

@@ -597,6 +597,71 @@ pub(crate) const TABLE: &[Line] = &[
     ),
     ("bench mlp", "--out", Writes("bench.toml --rounds 1 --rows 2 --out @")),
     ("bench mlp", "--json", Json("bench.toml --rounds 1 --rows 2")),
+    (
+        "bench metrics",
+        "--data",
+        Counts(
+            "run --json --windows 2 --requests 1 --rounds 1 --context 4 --tokens 4",
+            "--data data",
+            "--data more",
+            "/results/0/nll",
+        ),
+    ),
+    (
+        "bench metrics",
+        "--windows",
+        Counts(
+            "run --json --data data --requests 1 --rounds 1 --context 4 --tokens 4",
+            "--windows 1",
+            "--windows 3",
+            "/results/0/nll",
+        ),
+    ),
+    (
+        "bench metrics",
+        "--requests",
+        Counts(
+            "run --json --data data --windows 2 --rounds 1 --context 4 --tokens 4",
+            "--requests 1",
+            "--requests 2",
+            "/results/0/rounds/0/tokens",
+        ),
+    ),
+    (
+        "bench metrics",
+        "--context",
+        Counts(
+            "run --json --data data --windows 2 --requests 1 --rounds 1 --tokens 4",
+            "--context 4",
+            "--context 9",
+            "/results/0/nll",
+        ),
+    ),
+    (
+        "bench metrics",
+        "--tokens",
+        Counts(
+            "run --json --data data --windows 2 --requests 1 --rounds 1 --context 4",
+            "--tokens 4",
+            "--tokens 5",
+            "/results/0/rounds/0/tokens",
+        ),
+    ),
+    (
+        "bench metrics",
+        "--rounds",
+        Counts(
+            "run --json --data data --windows 2 --requests 1 --context 4 --tokens 4",
+            "--rounds 1",
+            "--rounds 2",
+            "/results/0/rounds",
+        ),
+    ),
+    (
+        "bench metrics",
+        "--json",
+        Json("run --data data --windows 2 --requests 1 --rounds 1 --context 4 --tokens 4"),
+    ),
     ("bench growth", "--set", Test("src/bench/growth.rs", GROWTH)),
     ("bench growth", "--steps", Test("src/bench/growth.rs", GROWTH)),
     (
