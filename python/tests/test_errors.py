@@ -120,7 +120,7 @@ def test_words_of_another_type(model):
     with pytest.raises(TypeError, match="stop"):
         model.generate("x", stop=3)
     with pytest.raises(ValueError, match="weights is"):
-        lathe.load("x", weights="int3")
+        lathe.load("x", weights="int5")
     with pytest.raises(ValueError, match="number of threads is -1"):
         lathe.set_threads(-1)
     with pytest.raises(ValueError, match="threads of this process"):

@@ -3,7 +3,7 @@
 //! [`import()`] turns a checkpoint of others into one of ours, [`export_hugging_face`],
 //! [`export_gguf`] and [`export_own`] go the other way, [`convert()`] makes a recursive or
 //! Mixture-of-Recursions model out of a dense one, and [`quantize()`] stores the weights of any
-//! model in 16, 8 or 4 bits. Which of their weights make up which of ours stands once, in
+//! model in 16 bits or fewer. Which of their weights make up which of ours stands once, in
 //! `roles.rs`; shapes come from the parameter table.
 
 mod adapters;

@@ -1,4 +1,4 @@
-//! From an f32 checkpoint to one whose weights are stored in 16, 8 or 4 bits, for use only.
+//! From an f32 checkpoint to one whose weights are stored in 16 bits or fewer, for use only.
 
 use std::path::{Path, PathBuf};
 

@@ -91,7 +91,7 @@ pub(crate) enum Command {
     Export(Export),
     /// Turn a dense checkpoint into a recursive or Mixture-of-Recursions one
     Convert(Convert),
-    /// Store the weights of a checkpoint in 16, 8 or 4 bits, for inference only
+    /// Store the weights of a checkpoint in 16, 8, 4, 3 or 2 bits, for inference only
     Quantize(Quantize),
     /// Make a checkpoint smaller or larger by passes over its layers: drop, merge or slim experts,
     /// and others

@@ -1,4 +1,4 @@
-//! `lathe quantize`: an f32 checkpoint into one whose weights are stored in 16, 8 or 4 bits.
+//! `lathe quantize`: an f32 checkpoint into one whose weights are stored in 16 bits or fewer.
 
 use std::process::ExitCode;
 

@@ -141,7 +141,11 @@ fn kernels_are_checked_and_timed() {
         .good()
         .json();
     let cases = found["results"].as_array().unwrap();
-    assert_eq!(cases.len(), 2 * 4, "int4 and int4-g64 at four numbers of rows");
+    assert_eq!(
+        cases.len(),
+        4 * 4,
+        "int4, int4-sym and both in groups of 64 at four numbers of rows"
+    );
     for case in cases {
         let number = |name: &str| case[name].as_f64().unwrap();
         assert!(

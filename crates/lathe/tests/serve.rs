@@ -232,7 +232,7 @@ fn keys_are_asked_for_and_bad_flags_refused() {
     assert_eq!(server.ask("GET", "/v1/models", "authorization: Bearer secret-2\r\n", "").0, 200);
     assert_eq!(server.ask("GET", "/live", "", "").0, 200);
     drop(server);
-    place.refuses(&["serve", "run", "--weights", "int3"], &["int3", "int8"]);
+    place.refuses(&["serve", "run", "--weights", "int5"], &["int5", "int8"]);
     place.refuses(&["serve", "run", "--context", "100000"], &["--context is 100000"]);
     place.refuses(&["serve", "nowhere"], &["nowhere"]);
     place.refuses(&["serve", "run", "--kv-memory", "0"], &["pages"]);

@@ -66,7 +66,9 @@ pub use tensor::{
     Tensor2, add, add_scalars, backward, clamp, column, cut, for_rows, from_rows, gradient, leaf,
     multiply, read_rows, rows_of, scalar, scale, shift, stack, write_rows, zeros_like,
 };
-pub use weight::{Element, Format, QuantError, SQUARES_CHUNK, StoredPart, Values, Weight};
+pub use weight::{
+    Element, Format, QuantError, Quantized, SQUARES_CHUNK, StoredPart, Values, Weight,
+};
 
 /// Which body of each operation runs. The model never asks; the caller of a pass decides once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

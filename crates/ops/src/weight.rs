@@ -7,8 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 use burn_tensor::Gradients;
 use kernels::matmul::{Mat, Packed};
-use kernels::quant::Quantized;
-pub use kernels::quant::{Element, Format, QuantError, StoredPart};
+pub use kernels::quant::{Element, Format, QuantError, Quantized, StoredPart};
 pub use kernels::rows::SQUARES_CHUNK;
 
 use crate::seam::{self, Raw};
@@ -154,6 +153,23 @@ impl Weight {
     pub fn freeze_parts(&self, format: Format, parts: &[&[u8]]) -> Result<(), QuantError> {
         let codes = Quantized::from_parts(format, self.shape.0, self.shape.1, parts)?;
         self.keep_codes(codes, true);
+        Ok(())
+    }
+
+    /// Puts `codes` in the place of the values: for inference only.
+    ///
+    /// # Errors
+    /// Codes of a matrix of another shape.
+    pub fn put_codes(&self, codes: Quantized) -> Result<(), QuantError> {
+        let ((n, d), found) = (self.shape, codes.shape());
+        for (what, expected, found) in
+            [("rows of codes", n, found.0), ("columns of codes", d, found.1)]
+        {
+            if expected != found {
+                return Err(QuantError::Length { what, n, d, expected, found });
+            }
+        }
+        self.keep_codes(codes, false);
         Ok(())
     }
 

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use common::{Dice, Matrix};
 use ops::{
-    AdamW, Heads, Moments, Ops, Rotary, SQUARES_CHUNK, Spans, Tensor2, Weight, backward, cut,
-    from_rows, gradient, leaf, read_rows, scale,
+    AdamW, Heads, Moments, Ops, Quantized, Rotary, SQUARES_CHUNK, Spans, Tensor2, Weight, backward,
+    cut, from_rows, gradient, leaf, read_rows, scale,
 };
 use testkit::{close, same_bits};
 
@@ -412,4 +412,19 @@ fn columns_of_a_tracked_matrix_are_an_input_like_any_other() {
     let (fast, plain) = (run(Ops::Fast), run(Ops::Plain));
     close(&fast.0, &plain.0, 1e-6, "values");
     close(&fast.1, &plain.1, 1e-6, "gradients");
+}
+
+#[test]
+fn codes_stand_in_the_place_of_values() {
+    let values: Vec<f32> = (0..6).map(|i| i as f32).collect();
+    let format = "int4".parse().expect("known");
+    let codes = Quantized::new(format, &values, 2, 3).expect("fits");
+    let weight = Weight::new(vec![9.0; 6], 2, 3);
+    weight.put_codes(codes.clone()).expect("the same shape");
+    assert_eq!((weight.read(), weight.format()), (codes.dequantize(), Some(format)));
+    for (n, d, needle) in [(3, 2, "rows of codes"), (2, 2, "columns of codes")] {
+        let other = Weight::new(vec![9.0; n * d], n, d);
+        let said = other.put_codes(codes.clone()).expect_err("another shape").to_string();
+        assert!(said.contains(needle) && other.format().is_none(), "{said}");
+    }
 }

@@ -105,7 +105,7 @@ fn what_no_row_meets_is_rounded_to_the_nearest() {
 fn what_cannot_be_rounded_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     let cases = [
-        (json!({ "kind": "gptq", "weights": "int3" }), ["gptq: weights", "int3"]),
+        (json!({ "kind": "gptq", "weights": "int5" }), ["gptq: weights", "int5"]),
         (json!({ "kind": "gptq", "weights": "f32" }), ["gptq: weights", "fewer bits"]),
         (json!({ "kind": "gptq", "weights": "int4,absent.*=int8" }), ["gptq: weights", "absent"]),
         (json!({ "kind": "gptq", "damping": 0.0 }), ["gptq: damping", "above 0"]),
@@ -164,7 +164,7 @@ fn mixed_formats_meet_their_budget() {
     let cases = [
         (json!({ "kind": "mixed", "formats": ["int4"] }), ["mixed: formats", "two"]),
         (json!({ "kind": "mixed", "formats": ["int4", "int4"] }), ["mixed: formats", "once"]),
-        (json!({ "kind": "mixed", "formats": ["int4", "int3"] }), ["mixed: formats", "int3"]),
+        (json!({ "kind": "mixed", "formats": ["int4", "int5"] }), ["mixed: formats", "int5"]),
         (json!({ "kind": "mixed", "bits": 3.0 }), ["mixed: bits", "5.0"]),
         (json!({ "kind": "mixed", "damping": -1.0 }), ["damping", "above 0"]),
     ];

@@ -18,6 +18,10 @@ pub(super) enum Codes {
     Bytes,
     /// 0 to 15, two in a byte, against activations rounded to bytes.
     Nibbles,
+    /// 0 to 7, eight in three bytes, against activations rounded to bytes.
+    Triples,
+    /// 0 to 3, four in a byte, against activations rounded to bytes.
+    Pairs,
 }
 
 /// The type of the elements of a stored part.
@@ -27,7 +31,7 @@ pub enum Element {
     Bf16,
     /// Bytes in two's complement, -128 to 127.
     I8,
-    /// Unsigned bytes: two codes of 4 bits each, or one.
+    /// Unsigned bytes: codes of 4, 3 or 2 bits one behind another, or one of 8.
     U8,
     /// Half precision of IEEE 754: 5 bits of exponent, 10 of fraction.
     F16,
@@ -52,6 +56,8 @@ impl Codes {
             Codes::Bf16 => 16,
             Codes::Bytes => 8,
             Codes::Nibbles => 4,
+            Codes::Triples => 3,
+            Codes::Pairs => 2,
         }
     }
 
@@ -61,7 +67,7 @@ impl Codes {
         match self {
             Codes::Bf16 => 5,
             Codes::Bytes => 9,
-            Codes::Nibbles => 17,
+            Codes::Nibbles | Codes::Triples | Codes::Pairs => 17,
         }
     }
 
@@ -70,16 +76,22 @@ impl Codes {
     pub(super) fn product_error(self) -> f64 {
         match self {
             Codes::Bf16 => 0.002,
-            Codes::Bytes | Codes::Nibbles => 0.008,
+            Codes::Bytes | Codes::Nibbles | Codes::Triples | Codes::Pairs => 0.008,
         }
     }
 
-    /// Where the code of value `k` of lane `lane` begins in its panel: byte, and shift of a nibble.
+    /// Where the code of value `k` of lane `lane` begins in its panel: byte, and shift within it.
+    /// Of three bits these are the lower two; the upper one is at [`upper`].
     fn place(self, lane: usize, k: usize) -> (usize, u32) {
         match self {
             Codes::Bf16 => (k / 2 * LINE + lane * 4 + k % 2 * 2, 0),
             Codes::Bytes => (k / 4 * LINE + lane * 4 + k % 4, 0),
             Codes::Nibbles => (k / 8 * LINE + lane * 4 + k % 4, (k / 4 % 2 * 4) as u32),
+            Codes::Triples => {
+                let line = k / 32 * 3 + k % 32 / 16;
+                (line * LINE + lane * 4 + k % 4, (k / 4 % 4 * 2) as u32)
+            }
+            Codes::Pairs => (k / 16 * LINE + lane * 4 + k % 4, (k / 4 % 4 * 2) as u32),
         }
     }
 
@@ -88,7 +100,12 @@ impl Codes {
         let (byte, shift) = self.place(lane, k);
         match self {
             Codes::Bf16 => panel[byte..byte + 2].copy_from_slice(&code.to_le_bytes()),
-            Codes::Bytes | Codes::Nibbles => panel[byte] |= (code << shift) as u8,
+            Codes::Bytes | Codes::Nibbles | Codes::Pairs => panel[byte] |= (code << shift) as u8,
+            Codes::Triples => {
+                let (of_upper, shift_of_upper) = upper(lane, k);
+                panel[byte] |= ((code & 3) << shift) as u8;
+                panel[of_upper] |= (code >> 2 << shift_of_upper) as u8;
+            }
         }
     }
 
@@ -99,6 +116,12 @@ impl Codes {
             Codes::Bf16 => u16::from_le_bytes([panel[byte], panel[byte + 1]]),
             Codes::Bytes => u16::from(panel[byte]),
             Codes::Nibbles => u16::from(panel[byte]) >> shift & 15,
+            Codes::Pairs => u16::from(panel[byte]) >> shift & 3,
+            Codes::Triples => {
+                let (of_upper, shift_of_upper) = upper(lane, k);
+                let high = u16::from(panel[of_upper]) >> shift_of_upper & 1;
+                u16::from(panel[byte]) >> shift & 3 | high << 2
+            }
         }
     }
 
@@ -107,7 +130,7 @@ impl Codes {
         match self {
             Codes::Bf16 => bf16_to_f32(code),
             Codes::Bytes => f32::from(code as u8 as i8),
-            Codes::Nibbles => f32::from(code),
+            Codes::Nibbles | Codes::Triples | Codes::Pairs => f32::from(code),
         }
     }
 
@@ -116,7 +139,7 @@ impl Codes {
         match self {
             Codes::Bf16 => Element::Bf16,
             Codes::Bytes => Element::I8,
-            Codes::Nibbles => Element::U8,
+            Codes::Nibbles | Codes::Triples | Codes::Pairs => Element::U8,
         }
     }
 
@@ -125,14 +148,21 @@ impl Codes {
         (d * self.bits()).div_ceil(8)
     }
 
-    /// Appends a row as files hold it: little-endian, of two nibbles the low one first; a last high
-    /// nibble without a value is zero.
+    /// Appends a row as files hold it: little-endian, codes of less than a byte one behind another
+    /// from the lowest bit on; the last bits of a row without a value are zero.
     pub(super) fn store(self, row: &[u16], out: &mut Vec<u8>) {
         match self {
             Codes::Bf16 => out.extend(row.iter().flat_map(|code| code.to_le_bytes())),
             Codes::Bytes => out.extend(row.iter().map(|&code| code as u8)),
-            Codes::Nibbles => out
-                .extend(row.chunks(2).map(|pair| (pair[0] | pair.get(1).unwrap_or(&0) << 4) as u8)),
+            Codes::Nibbles | Codes::Triples | Codes::Pairs => {
+                let bits = self.bits();
+                // Eight codes are whole bytes.
+                for codes in row.chunks(8) {
+                    let joined =
+                        codes.iter().rev().fold(0u32, |all, &c| all << bits | u32::from(c));
+                    out.extend(&joined.to_le_bytes()[..self.stored_bytes(codes.len())]);
+                }
+            }
         }
     }
 
@@ -152,12 +182,22 @@ impl Codes {
             Codes::Bytes => {
                 row.iter_mut().zip(bytes).for_each(|(slot, &code)| *slot = u16::from(code));
             }
-            Codes::Nibbles => {
-                for (k, slot) in row.iter_mut().enumerate() {
-                    *slot = u16::from(bytes[k / 2]) >> (k % 2 * 4) & 15;
+            Codes::Nibbles | Codes::Triples | Codes::Pairs => {
+                let bits = self.bits();
+                for (slots, bytes) in row.chunks_mut(8).zip(bytes.chunks(bits)) {
+                    let joined = bytes.iter().rev().fold(0u32, |all, &b| all << 8 | u32::from(b));
+                    for (k, slot) in slots.iter_mut().enumerate() {
+                        *slot = (joined >> (k * bits) & ((1 << bits) - 1)) as u16;
+                    }
                 }
             }
         }
         Ok(())
     }
+}
+
+/// Where the upper bit of a code of three bits is in its panel: byte, and shift within it. 32
+/// values of each lane are two lines of lower bits, then one of upper bits.
+fn upper(lane: usize, k: usize) -> (usize, u32) {
+    ((k / 32 * 3 + 2) * LINE + lane * 4 + k % 4, (k / 4 % 8) as u32)
 }

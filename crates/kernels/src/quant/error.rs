@@ -69,6 +69,17 @@ pub enum QuantError {
         /// The group within its row.
         group: usize,
     },
+    /// What the errors of a column count is no number that can be counted with.
+    #[error(
+        "the importance of column {column} is {found}, expected a finite number of at least 0; \
+         measure it again"
+    )]
+    Importance {
+        /// The number of the column.
+        column: usize,
+        /// What its errors were to count.
+        found: f32,
+    },
     /// A stored unit that is no power of two.
     #[error(
         "the unit of a stored {format} matrix is {found}, expected a power of two; \

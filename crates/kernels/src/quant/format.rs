@@ -19,12 +19,14 @@ pub(super) struct WeightFormat {
     pub(super) groups: Groups,
     /// Whether each group has a minimum beside its scale.
     pub(super) has_minima: bool,
-    /// What is taken from each code; 0 where codes are no nibbles.
+    /// What is taken from each code; 0 where codes are bytes or stand for themselves.
     pub(super) zero: i32,
+    /// The least and the largest code; of no meaning where codes stand for themselves.
+    pub(super) levels: (i32, i32),
     /// The power of two for a matrix, from its largest magnitude.
     pub(super) unit: fn(f32) -> f32,
-    /// Rounds a group (a whole row where there are no groups) to codes, given the unit.
-    pub(super) round: fn(unit: f32, w: &[f32], codes: &mut [u16]) -> GroupScale,
+    /// Scale and minimum for a group, given the unit.
+    pub(super) scale: fn(unit: f32, w: &[f32], importance: Importance<'_>) -> GroupScale,
     /// The format of embedding and head in a model of this format, if it is another: errors there
     /// reach every token.
     pub(super) embedding: Option<Format>,
@@ -43,8 +45,12 @@ pub(super) enum Groups {
     Row,
 }
 
+/// How much the square of each value's error counts; equally where nothing is said. The numbers are
+/// finite and not negative.
+pub(super) type Importance<'a> = Option<&'a [f32]>;
+
 /// Half-precision bits that belong to one group; of no meaning where the format has none.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct GroupScale {
     pub(super) scale: u16,
     pub(super) min: u16,

@@ -91,21 +91,23 @@ pub(super) struct IntTask {
     pub(super) out: Out,
 }
 
-/// `R` rows against `P` panels: for each group in ascending order an exact integer sum, then
-/// `acc = fma(sum * scale, a_scale, acc)` and, with minima, `acc = fma(min, a_scale * a_sum, acc)`.
+/// `R` rows against `P` panels of codes of `BITS` bits: for each group in ascending order an exact
+/// integer sum, then `acc = fma(sum * scale, a_scale, acc)` and, with minima,
+/// `acc = fma(min, a_scale * a_sum, acc)`.
 ///
 /// # Safety
 /// The processor has `V`'s instructions, the pointers reach as their fields say, for `R` rows and
 /// `P` panels.
 #[inline(always)]
-pub(super) unsafe fn int_rows<V: Lanes, const R: usize, const P: usize, const NIBBLES: bool>(
+pub(super) unsafe fn int_rows<V: Lanes, const R: usize, const P: usize, const BITS: usize>(
     t: &IntTask,
 ) {
-    let lines = if NIBBLES { SEGMENT / 2 } else { SEGMENT };
-    let panel_bytes = t.groups * t.group / (4 * SEGMENT) * lines * LINE;
+    // A segment is as many lines as a code has bits; those of three bits are unpacked together.
+    let step = if BITS == 3 { 3 } else { 1 };
+    let panel_bytes = t.groups * t.group / (4 * SEGMENT) * BITS * LINE;
     let panel_scales = t.groups * PANEL;
-    // SAFETY: `codes` holds `groups * group / 4` lines of bytes for each panel (half of that for
-    // nibbles), the activations as many values; all offsets below stay inside.
+    // SAFETY: `codes` holds `groups * group / 32 * BITS` lines for each panel, the activations as
+    // many values; all offsets below stay inside.
     unsafe {
         let (mut at, mut half) = (0, 0);
         let mut acc = [[V::splat(0.0); P]; R];
@@ -118,25 +120,32 @@ pub(super) unsafe fn int_rows<V: Lanes, const R: usize, const P: usize, const NI
                 let a = t.a.add(half / 2 * A_TILE + half % 2 * 4 * SEGMENT);
                 half += 1;
                 let ahead = ahead(at, panel_bytes, P);
-                for j in 0..lines {
+                for j in 0..BITS / step {
                     for p in 0..P {
                         let line = t.codes.add(p * panel_bytes + at);
-                        V::prefetch(line.wrapping_add(ahead));
-                        if NIBBLES {
-                            let (low, high) = V::nibbles(line);
-                            for (r, sum) in sum.iter_mut().enumerate() {
-                                let a = a.add(r * A_ROW + 8 * j);
-                                sum[p] =
-                                    V::dot_nibbles(V::dot_nibbles(sum[p], low, a), high, a.add(4));
+                        for more in 0..step {
+                            V::prefetch(line.wrapping_add(ahead + more * LINE));
+                        }
+                        match BITS {
+                            8 => {
+                                let w = V::bytes(line);
+                                for (r, sum) in sum.iter_mut().enumerate() {
+                                    sum[p] = V::dot_bytes(sum[p], w, a.add(r * A_ROW + 4 * j));
+                                }
                             }
-                        } else {
-                            let w = V::bytes(line);
-                            for (r, sum) in sum.iter_mut().enumerate() {
-                                sum[p] = V::dot_bytes(sum[p], w, a.add(r * A_ROW + 4 * j));
+                            4 => {
+                                add_quads::<V, R, P, 2>(&mut sum, p, V::nibbles(line), a.add(8 * j))
                             }
+                            3 => add_quads::<V, R, P, 8>(&mut sum, p, V::triples(line), a),
+                            _ => add_quads::<V, R, P, 4>(
+                                &mut sum,
+                                p,
+                                V::pairs_of_bits(line),
+                                a.add(16 * j),
+                            ),
                         }
                     }
-                    at += LINE;
+                    at += step * LINE;
                 }
             }
             for p in 0..P {
@@ -157,6 +166,26 @@ pub(super) unsafe fn int_rows<V: Lanes, const R: usize, const P: usize, const NI
             for (p, acc) in acc.into_iter().enumerate() {
                 t.out.skip(p).write::<V>(r, acc);
             }
+        }
+    }
+}
+
+/// Adds the products of `Q` times four values of each lane of panel `p` with those of the rows from
+/// `a` on.
+///
+/// # Safety
+/// The processor has `V`'s instructions; each row has `4 * Q` activations there.
+#[inline(always)]
+unsafe fn add_quads<V: Lanes, const R: usize, const P: usize, const Q: usize>(
+    sum: &mut [[V::I; P]; R],
+    p: usize,
+    w: [V::W; Q],
+    a: *const i8,
+) {
+    for (r, sum) in sum.iter_mut().enumerate() {
+        for (q, &w) in w.iter().enumerate() {
+            // SAFETY: the caller's promise.
+            sum[p] = unsafe { V::dot_nibbles(sum[p], w, a.add(r * A_ROW + 4 * q)) };
         }
     }
 }

@@ -35,11 +35,16 @@ pub(super) trait Lanes {
     /// 64 signed codes, a whole line.
     unsafe fn bytes(p: *const u8) -> Self::W;
     /// The 64 low and the 64 high nibbles of a line, not biased.
-    unsafe fn nibbles(p: *const u8) -> (Self::W, Self::W);
+    unsafe fn nibbles(p: *const u8) -> [Self::W; 2];
+    /// The four times 64 codes of 2 bits of a line, not biased.
+    unsafe fn pairs_of_bits(p: *const u8) -> [Self::W; 4];
+    /// The eight times 64 codes of 3 bits of three lines, not biased: two lines of lower bits, each
+    /// as [`Lanes::pairs_of_bits`], and one of upper bits.
+    unsafe fn triples(p: *const u8) -> [Self::W; 8];
     /// Adds to each lane the products of its four bytes with four activations; `w` from
     /// [`Lanes::bytes`].
     unsafe fn dot_bytes(sum: Self::I, w: Self::W, a: *const i8) -> Self::I;
-    /// The same with `w` from [`Lanes::nibbles`].
+    /// The same with `w` from [`Lanes::nibbles`] or of fewer bits.
     unsafe fn dot_nibbles(sum: Self::I, w: Self::W, a: *const i8) -> Self::I;
     /// The first and the second bfloat16 value of each lane of a line.
     unsafe fn pairs(p: *const u8) -> (Self::F, Self::F);
@@ -129,10 +134,29 @@ impl Lanes for Plain {
     }
 
     #[inline(always)]
-    unsafe fn nibbles(p: *const u8) -> (Self::W, Self::W) {
+    unsafe fn nibbles(p: *const u8) -> [Self::W; 2] {
         // SAFETY: the caller passes a readable line.
         let line = unsafe { p.cast::<[u8; 64]>().read_unaligned() };
-        (line.map(|x| (x & 15) as i8), line.map(|x| (x >> 4) as i8))
+        [line.map(|x| (x & 15) as i8), line.map(|x| (x >> 4) as i8)]
+    }
+
+    #[inline(never)]
+    unsafe fn pairs_of_bits(p: *const u8) -> [Self::W; 4] {
+        // SAFETY: the caller passes a readable line.
+        let line = unsafe { p.cast::<[u8; 64]>().read_unaligned() };
+        std::array::from_fn(|quad| line.map(|x| (x >> (2 * quad) & 3) as i8))
+    }
+
+    #[inline(never)]
+    unsafe fn triples(p: *const u8) -> [Self::W; 8] {
+        // SAFETY: the caller passes three readable lines.
+        let lines = unsafe { p.cast::<[[u8; 64]; 3]>().read_unaligned() };
+        std::array::from_fn(|quad| {
+            std::array::from_fn(|i| {
+                let lower = lines[quad / 4][i] >> (quad % 4 * 2) & 3;
+                (lower | (lines[2][i] >> quad & 1) << 2) as i8
+            })
+        })
     }
 
     // Not inlined: sixteen lanes written out for each line and row would take the compiler minutes.

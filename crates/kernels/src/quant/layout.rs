@@ -8,8 +8,8 @@ use super::format::{Format, Groups};
 const MAX_ROW: usize = 1 << 17;
 
 /// Sizes of a matrix in one format. A panel of 16 rows holds lines of 64 bytes, in which each row
-/// has four adjacent bytes: two values of 16 bits, four of 8 bits, or four low and four high
-/// nibbles that stand for two lines of 8 bits.
+/// has four adjacent bytes: two values of 16 bits, four of 8 bits, or as many of 4, 3 or 2 bits as
+/// these hold (`Codes::place`).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Layout {
     pub(super) format: Format,

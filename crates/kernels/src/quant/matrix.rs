@@ -49,7 +49,7 @@ impl Quantized {
         }
         let unit = (format.0.unit)(round::largest(&layout, w_nd)?);
         Self::build(layout, unit, |i, row| {
-            round::row(&layout, unit, &w_nd[i * d..(i + 1) * d], row);
+            round::row(&layout, unit, &w_nd[i * d..(i + 1) * d], None, row);
             Ok(())
         })
     }

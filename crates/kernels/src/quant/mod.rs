@@ -1,4 +1,4 @@
-//! Weight matrices in 16, 8 or 4 bits, and their products with rows of activations, for inference.
+//! Weight matrices in 16 to 2 bits, and their products with rows of activations, for inference.
 //!
 //! A product's bits depend on its row of activations and its row of weights alone, as everywhere
 //! here.
@@ -10,6 +10,7 @@ mod activations;
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod codes;
+mod compensate;
 mod error;
 mod exact;
 mod format;

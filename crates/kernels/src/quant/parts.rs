@@ -221,6 +221,39 @@ mod tests {
         assert_eq!(of("int8-row", 100), [codes(Element::I8, 100), scales(1), unit()]);
         assert_eq!(of("int4", 101), [codes(Element::U8, 51), scales(4), unit(), mins(4)]);
         assert_eq!(of("int4-g64", 100), [codes(Element::U8, 50), scales(2), unit(), mins(2)]);
+        assert_eq!(of("int4-sym", 101), [codes(Element::U8, 51), scales(4), unit()]);
+        assert_eq!(of("int3", 101), [codes(Element::U8, 38), scales(4), unit(), mins(4)]);
+        assert_eq!(of("int2-g64", 101), [codes(Element::U8, 26), scales(2), unit(), mins(2)]);
+    }
+
+    /// Codes of a row lie one behind another from the lowest bit on, as docs/formats.md says.
+    #[test]
+    fn codes_of_few_bits_lie_one_behind_another() {
+        for (name, bits) in [("int4", 4), ("int3", 3), ("int2", 2)] {
+            let format: Format = name.parse().unwrap();
+            let (n, d) = (2, 37);
+            let most = (1 << bits) - 1;
+            // Each group has 0 and the largest code, so that codes stand for themselves.
+            let of_column = |at: usize| match at % d % 32 {
+                0 => 0,
+                1 => most,
+                _ => at * 5 % (most + 1),
+            };
+            let w_nd: Vec<f32> = (0..n * d).map(|at| of_column(at) as f32).collect();
+            let made = Quantized::new(format, &w_nd, n, d).unwrap();
+            assert_eq!(made.dequantize(), w_nd, "{name}");
+            let parts = made.parts();
+            let row = (d * bits).div_ceil(8);
+            for (at, w) in w_nd.iter().enumerate() {
+                let mut code = 0;
+                for bit in 0..bits {
+                    let place = at % d * bits + bit;
+                    let byte = parts[0][at / d * row + place / 8];
+                    code |= usize::from(byte >> (place % 8) & 1) << bit;
+                }
+                assert_eq!(code as f32, *w, "{name} {at}");
+            }
+        }
     }
 
     /// Where a part of this suffix stands, if the format has one.

@@ -80,6 +80,8 @@ pub(super) struct Kernel<T> {
 pub(super) struct Kernels {
     pub(super) bytes: &'static [Kernel<IntTask>],
     pub(super) nibbles: &'static [Kernel<IntTask>],
+    pub(super) triples: &'static [Kernel<IntTask>],
+    pub(super) pairs: &'static [Kernel<IntTask>],
     pub(super) bf16: &'static [Kernel<BfTask>],
     pub(super) round_row: unsafe fn(&RoundTask),
     /// What `bytes` sees added to each code.
@@ -95,13 +97,13 @@ macro_rules! kernels_for {
             // is the body's contract.
 
             $(#[$attr])?
-            unsafe fn int_rows<const R: usize, const P: usize, const NIBBLES: bool>(t: &IntTask) {
+            unsafe fn int_rows<const R: usize, const P: usize, const BITS: usize>(t: &IntTask) {
                 const {
                     assert!(R * P <= <lanes::$lanes as lanes::Lanes>::SUMS);
                     assert!(TOGETHER.is_multiple_of(P));
                 };
                 // SAFETY: the caller keeps the contract of the body.
-                unsafe { kernel::int_rows::<lanes::$lanes, R, P, NIBBLES>(t) }
+                unsafe { kernel::int_rows::<lanes::$lanes, R, P, BITS>(t) }
             }
 
             $(#[$attr])?
@@ -118,14 +120,24 @@ macro_rules! kernels_for {
 
             pub(super) static KERNELS: Kernels = Kernels {
                 bytes: &[$(Kernel {
-                    one: int_rows::<$r, 1, false>,
+                    one: int_rows::<$r, 1, 8>,
                     panels: $p,
-                    many: int_rows::<$r, $p, false>,
+                    many: int_rows::<$r, $p, 8>,
                 }),*],
                 nibbles: &[$(Kernel {
-                    one: int_rows::<$r, 1, true>,
+                    one: int_rows::<$r, 1, 4>,
                     panels: $p,
-                    many: int_rows::<$r, $p, true>,
+                    many: int_rows::<$r, $p, 4>,
+                }),*],
+                triples: &[$(Kernel {
+                    one: int_rows::<$r, 1, 3>,
+                    panels: $p,
+                    many: int_rows::<$r, $p, 3>,
+                }),*],
+                pairs: &[$(Kernel {
+                    one: int_rows::<$r, 1, 2>,
+                    panels: $p,
+                    many: int_rows::<$r, $p, 2>,
                 }),*],
                 bf16: &[$(Kernel { one: bf_rows::<$r, 1>, panels: $p, many: bf_rows::<$r, $p> }),*],
                 round_row,

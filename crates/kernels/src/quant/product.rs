@@ -140,7 +140,9 @@ fn of_rows(
     let form = match (format.codes, path) {
         (Codes::Bf16, ProductPath::Amx) => ActivationForm::Halves,
         (Codes::Bf16, _) => ActivationForm::Wide,
-        (Codes::Bytes | Codes::Nibbles, _) => ActivationForm::Bytes { group: w.layout.group, bias },
+        (Codes::Bytes | Codes::Nibbles | Codes::Triples | Codes::Pairs, _) => {
+            ActivationForm::Bytes { group: w.layout.group, bias }
+        }
     };
     let row_bytes = Activations::len(form, 16, w.layout.depth) / 4;
     let most = (KEPT / row_bytes / 32 * 32).max(64);
@@ -297,6 +299,10 @@ impl Job<'_> {
                 Codes::Bytes => unsafe { self.int_panels(set, self.kernels.bytes) },
                 // SAFETY: the caller's promise.
                 Codes::Nibbles => unsafe { self.int_panels(set, self.kernels.nibbles) },
+                // SAFETY: the caller's promise.
+                Codes::Triples => unsafe { self.int_panels(set, self.kernels.triples) },
+                // SAFETY: the caller's promise.
+                Codes::Pairs => unsafe { self.int_panels(set, self.kernels.pairs) },
             }
         }
     }

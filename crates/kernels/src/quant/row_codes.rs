@@ -7,7 +7,7 @@ use super::layout::Layout;
 
 /// Codes and scales of one row, `depth` and `groups` of them.
 pub(super) struct RowCodes {
-    /// bfloat16 bits, two's complement bytes, or nibbles.
+    /// bfloat16 bits, two's complement bytes, or codes of 4, 3 or 2 bits.
     pub(super) codes: Vec<u16>,
     /// Half-precision bits, one a group.
     pub(super) scales: Vec<u16>,

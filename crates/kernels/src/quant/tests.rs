@@ -2,7 +2,7 @@
 //! bit, and with each other across paths, threads and numbers of rows.
 
 use super::codes::Codes;
-use super::format::{GroupScale, Groups, WeightFormat, inverse, unit_for};
+use super::format::{GroupScale, Groups, Importance, WeightFormat, unit_for};
 use super::half::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 use super::*;
 use crate::matmul::{Mat, MatMut, Start, Threads};
@@ -16,19 +16,15 @@ const AROUND_EIGHT: Format = Format(&WeightFormat {
     groups: Groups::Of32,
     has_minima: false,
     zero: 8,
+    levels: (0, 15),
     unit: unit_for,
-    round: around_eight,
+    scale: around_eight,
     embedding: None,
 });
 
-fn around_eight(unit: f32, w: &[f32], codes: &mut [u16]) -> GroupScale {
+fn around_eight(unit: f32, w: &[f32], _: Importance<'_>) -> GroupScale {
     let most = w.iter().fold(0.0, |most: f32, w| most.max(w.abs()));
-    let scale = f32_to_f16(most / 7.5 / unit);
-    let inverse = inverse(f16_to_f32(scale) * unit);
-    for (code, &w) in codes.iter_mut().zip(w) {
-        *code = (f64::from(w) * inverse + 8.0).round_ties_even().clamp(0.0, 15.0) as u16;
-    }
-    GroupScale { scale, min: 0 }
+    GroupScale { scale: f32_to_f16(most / 7.5 / unit), min: 0 }
 }
 
 fn all_formats() -> impl Iterator<Item = Format> {
@@ -160,7 +156,7 @@ fn a_row_alone_is_the_row_among_many_in_any_pool() {
     let (t, n) = (70, 52);
     let d = 4096;
     let x_td = values(13, t * d);
-    for format in ["bf16", "int8", "int8-row", "int4-g64"].map(named) {
+    for format in ["bf16", "int8", "int8-row", "int4-g64", "int3", "int2-g64"].map(named) {
         let w = Quantized::new(format, &values(17, n * d), n, d).unwrap();
         let all = || {
             let mut y_tn = vec![f32::NAN; t * n];
@@ -261,7 +257,10 @@ fn stored_values_are_near_the_weights() {
             let limit = match format.bits() {
                 16 => most / 256.0,
                 8 => most / 127.0 * 0.55,
-                _ => most / 7.5 * 1.7,
+                4 => most / 7.5 * 1.7,
+                3 => most / 3.5 * 1.7,
+                // Half of the range may be cut.
+                _ => most,
             };
             let limit = if i < 25 { limit } else { limit * 8.0 };
             let far = row.iter().zip(found).map(|(w, f)| (w - f).abs()).fold(0.0, f32::max);
@@ -277,6 +276,9 @@ fn stored_values_are_near_the_weights() {
     let sizes = ["bf16", "int8", "int8-g64", "int8-row", "int4", "int4-g64"]
         .map(|f| bytes(f) as f64 / 40960.0);
     assert_eq!(sizes, [2.0, 1.0625, 1.03125, 1.003125, 0.625, 0.5625]);
+    let bits = ["int4-sym", "int4-sym-g64", "int3", "int3-g64", "int2", "int2-g64"]
+        .map(|f| bytes(f) as f64 / 40960.0 * 8.0);
+    assert_eq!(bits, [4.5, 4.25, 4.0, 3.5, 3.0, 2.5]);
 }
 
 #[test]
@@ -371,10 +373,11 @@ fn bad_requests_are_refused() {
         assert_eq!(same_name, 1, "{format}: names are different");
         assert!(Format::ALL.contains(&format.of_embedding()) && !format.about().is_empty());
     }
-    let unknown = "int3".parse::<Format>().unwrap_err().to_string();
-    let all = "expected bf16, int8, int8-g64, int8-row, int4 or int4-g64; choose one of them";
-    assert!(unknown.contains("`int3`") && unknown.contains(all), "{unknown}");
-    assert!(matches!("int3".parse::<Format>(), Err(QuantError::Name { .. })));
+    let unknown = "int5".parse::<Format>().unwrap_err().to_string();
+    let all = "expected bf16, int8, int8-g64, int8-row, int4, int4-g64, int4-sym, \
+               int4-sym-g64, int3, int3-g64, int2 or int2-g64; choose one of them";
+    assert!(unknown.contains("`int5`") && unknown.contains(all), "{unknown}");
+    assert!(matches!("int5".parse::<Format>(), Err(QuantError::Name { .. })));
 }
 
 #[test]

@@ -35,8 +35,9 @@ pub(super) unsafe fn panels(job: &Job<'_>, panels: Range<usize>) {
     let quads = if layout.group == 32 { 8 } else { 16 };
     // SAFETY: the instructions are available, and no other `Tiles` lives in this function.
     let _tiles = unsafe { Tiles::new(job.rows().min(16), quads) };
-    let nibbles = layout.format.0.codes == Codes::Nibbles;
-    let bytes = if nibbles { layout.depth * PANEL } else { 0 };
+    let codes = layout.format.0.codes;
+    let packed = matches!(codes, Codes::Nibbles | Codes::Triples | Codes::Pairs);
+    let bytes = if packed { layout.depth * PANEL } else { 0 };
     let len = 2 * PAIRS * bytes / size_of::<f32>() + LINE / size_of::<f32>();
     let mut scratch = Scratch::take(len);
     let [wide] = scratch.split([len]);
@@ -51,9 +52,9 @@ pub(super) unsafe fn panels(job: &Job<'_>, panels: Range<usize>) {
         if bytes > 0 {
             let bias = layout.format.0.zero as i8;
             for (i, panel) in strip.clone().enumerate() {
-                // SAFETY: the room holds the panels of a strip; this one has `depth / 8` lines of
-                // nibbles.
-                unsafe { widen(job.codes(panel), layout.depth / 8, bias, wide.add(i * bytes)) };
+                let from = (codes, job.codes(panel));
+                // SAFETY: the room holds the panels of a strip; this one has `depth / 32` segments.
+                unsafe { widen(from, layout.depth / 32, bias, wide.add(i * bytes)) };
             }
         }
         let lines = |panel: usize| match bytes {
@@ -77,24 +78,45 @@ pub(super) unsafe fn panels(job: &Job<'_>, panels: Range<usize>) {
     }
 }
 
-/// Spreads `lines` lines of nibbles over twice as many lines of bytes, `bias` less.
+/// Spreads codes of 4, 3 or 2 bits, `segments` times 32 values of each lane, over lines of bytes,
+/// `bias` less.
 ///
 /// # Safety
-/// AVX-512 is available; `from` and `to` reach that far.
-#[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn widen(from: *const u8, lines: usize, bias: i8, to: *mut u8) {
-    let (mask, bias) = (_mm512_set1_epi8(15), _mm512_set1_epi8(bias));
-    for i in 0..lines {
-        // SAFETY: line `i` and lines `2 i` and `2 i + 1` are inside, by the caller's promise.
+/// AVX-512 with VNNI is available; `from` and `to` reach that far.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn widen((codes, from): (Codes, *const u8), segments: usize, bias: i8, to: *mut u8) {
+    for i in 0..segments {
+        let (line, to) =
+            (from.wrapping_add(i * codes.bits() * LINE), to.wrapping_add(i * 8 * LINE));
+        // SAFETY: segment `i` is as many lines as a code has bits, and 8 of bytes, all of which are
+        // inside by the caller's promise.
         unsafe {
-            let line = _mm512_loadu_si512(from.add(i * LINE).cast());
-            let (low, high) = (
-                _mm512_and_si512(line, mask),
-                _mm512_and_si512(_mm512_srli_epi16::<4>(line), mask),
-            );
-            _mm512_storeu_si512(to.add(2 * i * LINE).cast(), _mm512_sub_epi8(low, bias));
-            _mm512_storeu_si512(to.add((2 * i + 1) * LINE).cast(), _mm512_sub_epi8(high, bias));
+            match codes {
+                Codes::Triples => put_lines(Vnni::triples(line), bias, to),
+                Codes::Pairs => {
+                    put_lines(Vnni::pairs_of_bits(line), bias, to);
+                    put_lines(Vnni::pairs_of_bits(line.add(LINE)), bias, to.add(4 * LINE));
+                }
+                _ => {
+                    for k in 0..4 {
+                        let w = Vnni::nibbles(line.add(k * LINE));
+                        put_lines(w, bias, to.add(2 * k * LINE));
+                    }
+                }
+            }
         }
+    }
+}
+
+/// # Safety
+/// AVX-512 is available; `to` has room for the lines.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn put_lines<const Q: usize>(lines: [__m512i; Q], bias: i8, to: *mut u8) {
+    let bias = _mm512_set1_epi8(bias);
+    for (i, line) in lines.into_iter().enumerate() {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_storeu_si512(to.add(i * LINE).cast(), _mm512_sub_epi8(line, bias)) };
     }
 }
 
@@ -340,5 +362,37 @@ unsafe fn write(out: &Out, rows: usize, sums: *const f32) {
     for row in 0..rows {
         // SAFETY: the caller's promise.
         unsafe { out.write::<Vnni>(row, Vnni::load(sums.add(row * 16))) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::path::ProductPath;
+    use super::*;
+
+    /// What the tiles read of codes of few bits, which needs no matrix instructions.
+    #[test]
+    fn packed_codes_are_spread_over_bytes() {
+        if ProductPath::Avx512.kernels().is_none() {
+            return;
+        }
+        let depth = 96;
+        for codes in [Codes::Nibbles, Codes::Triples, Codes::Pairs] {
+            let code = |lane: usize, k: usize| (7 * lane + 5 * k + k / 8) % (1 << codes.bits());
+            let places = || (0..PANEL).flat_map(|lane| (0..depth).map(move |k| (lane, k)));
+            let mut panel = vec![0; depth * PANEL * codes.bits() / 8];
+            places().for_each(|(lane, k)| codes.put(&mut panel, lane, k, code(lane, k) as u16));
+            for bias in [0i8, 8] {
+                let mut wide = vec![0; depth * PANEL];
+                // SAFETY: the path is proof of the instructions; both are as long as 96 codes of
+                // each lane need.
+                unsafe { widen((codes, panel.as_ptr()), depth / 32, bias, wide.as_mut_ptr()) };
+                for (lane, k) in places() {
+                    let found = Codes::Bytes.value(Codes::Bytes.get(&wide, lane, k));
+                    let want = code(lane, k) as f32 - f32::from(bias);
+                    assert_eq!(found, want, "{codes:?} {lane} {k}");
+                }
+            }
+        }
     }
 }

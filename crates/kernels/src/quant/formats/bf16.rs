@@ -1,8 +1,7 @@
 //! `bf16`: bfloat16, rounded to nearest even; magnitudes below 2^-56 are zero.
 
 use crate::quant::codes::Codes;
-use crate::quant::format::{Format, GroupScale, Groups, WeightFormat};
-use crate::quant::half::f32_to_bf16;
+use crate::quant::format::{Format, GroupScale, Groups, Importance, WeightFormat};
 
 pub(super) const FORMAT: Format = Format(&WeightFormat {
     name: "bf16",
@@ -11,8 +10,9 @@ pub(super) const FORMAT: Format = Format(&WeightFormat {
     groups: Groups::None,
     has_minima: false,
     zero: 0,
+    levels: (0, 0),
     unit,
-    round,
+    scale,
     embedding: None,
 });
 
@@ -20,9 +20,6 @@ fn unit(_largest: f32) -> f32 {
     1.0
 }
 
-fn round(_unit: f32, w: &[f32], codes: &mut [u16]) -> GroupScale {
-    for (code, &w) in codes.iter_mut().zip(w) {
-        *code = f32_to_bf16(w);
-    }
+fn scale(_unit: f32, _w: &[f32], _importance: Importance<'_>) -> GroupScale {
     GroupScale::default()
 }

@@ -2,8 +2,12 @@
 //! [`Format::ALL`]; names, help texts, rounding, stored parts and tests follow from that.
 
 mod bf16;
+mod int2;
+mod int3;
 mod int4;
+mod int4_sym;
 mod int8;
+mod ranges;
 
 use super::error::QuantError;
 use super::format::Format;
@@ -18,6 +22,12 @@ impl Format {
         int8::ROWS,
         int4::GROUPS_OF_32,
         int4::GROUPS_OF_64,
+        int4_sym::GROUPS_OF_32,
+        int4_sym::GROUPS_OF_64,
+        int3::GROUPS_OF_32,
+        int3::GROUPS_OF_64,
+        int2::GROUPS_OF_32,
+        int2::GROUPS_OF_64,
     ];
 
     /// The names of all formats, in a sentence: `a, b or c`.

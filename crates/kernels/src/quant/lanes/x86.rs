@@ -95,12 +95,52 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn nibbles(p: *const u8) -> (Self::W, Self::W) {
+    unsafe fn nibbles(p: *const u8) -> [Self::W; 2] {
         // SAFETY: as for `splat`; the caller passes a readable line.
         unsafe {
             let (line, low) = (Self::bytes(p), _mm256_set1_epi8(15));
             let high = halves!(|i| _mm256_and_si256(_mm256_srli_epi16::<4>(line[i]), low));
-            (halves!(|i| _mm256_and_si256(line[i], low)), high)
+            [halves!(|i| _mm256_and_si256(line[i], low)), high]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn pairs_of_bits(p: *const u8) -> [Self::W; 4] {
+        // SAFETY: as for `splat`; the caller passes a readable line.
+        unsafe {
+            let (line, low) = (Self::bytes(p), _mm256_set1_epi8(3));
+            [
+                halves!(|i| _mm256_and_si256(line[i], low)),
+                halves!(|i| _mm256_and_si256(_mm256_srli_epi16::<2>(line[i]), low)),
+                halves!(|i| _mm256_and_si256(_mm256_srli_epi16::<4>(line[i]), low)),
+                halves!(|i| _mm256_and_si256(_mm256_srli_epi16::<6>(line[i]), low)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn triples(p: *const u8) -> [Self::W; 8] {
+        // SAFETY: as for `splat`; the caller passes three readable lines.
+        unsafe {
+            let [a, b, c, d] = Self::pairs_of_bits(p);
+            let [e, f, g, h] = Self::pairs_of_bits(p.add(64));
+            let (line, upper) = (Self::bytes(p.add(128)), _mm256_set1_epi8(4));
+            /// Lower bits with the upper one, which is shifted to its place.
+            macro_rules! joined {
+                ($lower:ident, |$i:ident| $shifted:expr) => {
+                    halves!(|$i| _mm256_or_si256($lower[$i], _mm256_and_si256($shifted, upper)))
+                };
+            }
+            [
+                joined!(a, |i| _mm256_slli_epi16::<2>(line[i])),
+                joined!(b, |i| _mm256_slli_epi16::<1>(line[i])),
+                joined!(c, |i| line[i]),
+                joined!(d, |i| _mm256_srli_epi16::<1>(line[i])),
+                joined!(e, |i| _mm256_srli_epi16::<2>(line[i])),
+                joined!(f, |i| _mm256_srli_epi16::<3>(line[i])),
+                joined!(g, |i| _mm256_srli_epi16::<4>(line[i])),
+                joined!(h, |i| _mm256_srli_epi16::<5>(line[i])),
+            ]
         }
     }
 
@@ -279,11 +319,51 @@ impl Lanes for Vnni {
     }
 
     #[inline(always)]
-    unsafe fn nibbles(p: *const u8) -> (Self::W, Self::W) {
+    unsafe fn nibbles(p: *const u8) -> [Self::W; 2] {
         // SAFETY: as for `splat`; the caller passes a readable line.
         unsafe {
             let (line, low) = (_mm512_loadu_si512(p.cast()), _mm512_set1_epi8(15));
-            (_mm512_and_si512(line, low), _mm512_and_si512(_mm512_srli_epi16::<4>(line), low))
+            [_mm512_and_si512(line, low), _mm512_and_si512(_mm512_srli_epi16::<4>(line), low)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn pairs_of_bits(p: *const u8) -> [Self::W; 4] {
+        // SAFETY: as for `splat`; the caller passes a readable line.
+        unsafe {
+            let (line, low) = (_mm512_loadu_si512(p.cast()), _mm512_set1_epi8(3));
+            [
+                _mm512_and_si512(line, low),
+                _mm512_and_si512(_mm512_srli_epi16::<2>(line), low),
+                _mm512_and_si512(_mm512_srli_epi16::<4>(line), low),
+                _mm512_and_si512(_mm512_srli_epi16::<6>(line), low),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn triples(p: *const u8) -> [Self::W; 8] {
+        // SAFETY: as for `splat`; the caller passes three readable lines.
+        unsafe {
+            let [a, b, c, d] = Self::pairs_of_bits(p);
+            let [e, f, g, h] = Self::pairs_of_bits(p.add(64));
+            let (line, upper) = (_mm512_loadu_si512(p.add(128).cast()), _mm512_set1_epi8(4));
+            /// Lower bits with the upper one, which is shifted to its place.
+            macro_rules! joined {
+                ($lower:ident, $shifted:expr) => {
+                    _mm512_or_si512($lower, _mm512_and_si512($shifted, upper))
+                };
+            }
+            [
+                joined!(a, _mm512_slli_epi16::<2>(line)),
+                joined!(b, _mm512_slli_epi16::<1>(line)),
+                joined!(c, line),
+                joined!(d, _mm512_srli_epi16::<1>(line)),
+                joined!(e, _mm512_srli_epi16::<2>(line)),
+                joined!(f, _mm512_srli_epi16::<3>(line)),
+                joined!(g, _mm512_srli_epi16::<4>(line)),
+                joined!(h, _mm512_srli_epi16::<5>(line)),
+            ]
         }
     }
 
