@@ -41,6 +41,12 @@ pub fn has_class(stored: &Stored) -> bool {
     Dense::of(stored, false).is_ok()
 }
 
+/// The architecture as which a GGUF file holds the model, if one does.
+pub(crate) fn gguf_form(stored: &Stored) -> Option<(ArchConfig, &'static Architecture)> {
+    let dense = Dense::of(stored, true).ok()?;
+    Some((dense.settings, dense.architecture))
+}
+
 /// Writes the GGUF file `out` that llama.cpp loads, under the model's `name`.
 ///
 /// # Errors

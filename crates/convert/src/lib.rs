@@ -14,6 +14,7 @@ mod error;
 mod experts;
 mod export;
 mod import;
+mod importance;
 mod layers;
 mod mergekit;
 mod modeling;
@@ -40,6 +41,7 @@ pub use formats::hf::HfWeightType;
 pub use import::{
     Foreign, ForeignText, Imported, ImportedModel, Piece, import, imported_model, is_foreign,
 };
+pub use importance::{ColumnSums, Importance, ImportanceNames, bank_size};
 pub use layers::{Start, kept, parse_layers, sources};
 pub use mergekit::{Branch, BranchDtype, BranchPlan, GateMode, is_branch_plan};
 pub use modeling::Card;

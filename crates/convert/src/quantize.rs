@@ -4,15 +4,15 @@ use std::path::{Path, PathBuf};
 
 use checkpoint::Disk;
 use model::WeightFormats;
-use model::params::ParamSpec;
+use model::params::{Group, ParamSpec};
 use model::table::specs;
 use ops::{Format, Weight};
 use serde::Serialize;
 use serde_json::json;
 use train::{Made, Rounded, Stored, stored_bytes, write_model};
 
-use crate::ConvertError;
 use crate::error::refused;
+use crate::{ConvertError, Importance};
 
 /// What rounding did to the weights of one kind.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -47,10 +47,15 @@ pub struct Quantization {
     pub bytes_before: u64,
     /// Bytes of all weights in the result.
     pub bytes_after: u64,
+    /// Matrices of layers that were rounded without importance where others had it, by name and
+    /// number.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub without_importance: Vec<String>,
 }
 
 /// Rounds the weights of `stored` to `formats`, exactly as loading it with them does, and
 /// writes them as the checkpoint folder `out`, with everything that evaluation and generation read.
+/// With `importance` errors count as much as the columns that they stand in, where that is known.
 ///
 /// # Errors
 /// Formats that round nothing, a pattern that fits no weight, a matrix that does not fit its
@@ -58,6 +63,7 @@ pub struct Quantization {
 pub fn quantize(
     stored: Stored,
     formats: &WeightFormats,
+    importance: Option<&Importance>,
     out: &Path,
     disk: &dyn Disk,
 ) -> Result<(PathBuf, Quantization), ConvertError> {
@@ -68,6 +74,7 @@ pub fn quantize(
     let config = stored.model.config();
     formats.check(&specs(config, &config.check()?))?;
     let mut kinds: Vec<RoundedKind> = Vec::new();
+    let mut without_importance = Vec::new();
     for (spec, weight) in stored.model.weights() {
         let format = formats.of(spec);
         let new = RoundedKind::empty(kind_of(&spec.name), format);
@@ -77,8 +84,19 @@ pub fn quantize(
         if known.is_none() {
             kinds.push(new);
         }
+        let round = |format: Format| -> Result<(), ops::QuantError> {
+            let Some(importance) = importance else { return weight.quantize(format) };
+            let unmet = importance.quantize(config, spec, weight, format)?;
+            let named = |i: usize| format!("{} {i}", spec.name);
+            match unmet {
+                Some(unmet) => without_importance.extend(unmet.into_iter().map(named)),
+                None if spec.group == Group::Block => without_importance.push(spec.name.clone()),
+                None => {}
+            }
+            Ok(())
+        };
         kinds[at]
-            .add(spec, weight, format)
+            .add(spec, weight, format, round)
             .map_err(|source| ConvertError::Quantize { weight: spec.name.clone(), source })?;
     }
     for kind in &mut kinds {
@@ -108,6 +126,7 @@ pub fn quantize(
         bytes_before: kinds.iter().map(|kind| kind.bytes_before).sum(),
         bytes_after: kinds.iter().map(|kind| kind.bytes_after).sum(),
         kinds,
+        without_importance,
     };
     Ok((path, done))
 }
@@ -127,12 +146,13 @@ impl RoundedKind {
         }
     }
 
-    /// Rounds a weight and counts it; `mean_error` is the sum until all are in.
+    /// Rounds a weight by `round` and counts it; `mean_error` is the sum until all are in.
     fn add(
         &mut self,
         spec: &ParamSpec,
         weight: &Weight,
         format: Option<Format>,
+        round: impl FnOnce(Format) -> Result<(), ops::QuantError>,
     ) -> Result<(), ops::QuantError> {
         self.tensors += 1;
         self.weights += spec.count();
@@ -140,7 +160,7 @@ impl RoundedKind {
         self.bytes_after += stored_bytes(spec, format)?;
         let Some(format) = format else { return Ok(()) };
         let before = weight.read();
-        weight.quantize(format)?;
+        round(format)?;
         let square: f64 = before.iter().map(|&w| f64::from(w).powi(2)).sum();
         let rms = (square / before.len().max(1) as f64).sqrt();
         if rms == 0.0 {

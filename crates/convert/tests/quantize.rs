@@ -58,7 +58,7 @@ fn stored_weights_are_those_that_loading_rounds() {
             at_load.model.quantize(&format).expect("rounds");
             let out = folder.path().join(format!("{number}-{turn}"));
             let (path, done) =
-                quantize(load_model(&source).expect("opens"), &format, &out, &RealDisk)
+                quantize(load_model(&source).expect("opens"), &format, None, &out, &RealDisk)
                     .expect("writes");
             let found = load_for_use(&path).expect("opens");
             assert_eq!(found.rounded.as_ref(), Some(&format), "{what}");
@@ -112,7 +112,7 @@ fn errors_are_those_of_the_stored_weights() {
         for (turn, format) in formats().into_iter().enumerate() {
             let out = folder.path().join(format!("{number}-{turn}"));
             let (path, done) =
-                quantize(load_model(&source).expect("opens"), &format, &out, &RealDisk)
+                quantize(load_model(&source).expect("opens"), &format, None, &out, &RealDisk)
                     .expect("writes");
             let after = load_for_use(&path).expect("opens").model;
             for kind in &done.kinds {

@@ -12,7 +12,7 @@ use crate::bench::arguments::BenchCommand;
 pub(crate) use crate::generating_arguments::{AdapterOption, Chat, Drawing, Form, Generate};
 use crate::numbers;
 use crate::serving_arguments::{Serve, weights_help};
-use crate::shrink_arguments::{Frontier, Quantize, Shrink};
+use crate::shrink_arguments::{Frontier, Imatrix, Quantize, Shrink};
 use crate::study_arguments::{Compare, Sweep};
 
 /// What `lathe convert --experts` takes.
@@ -93,6 +93,8 @@ pub(crate) enum Command {
     Convert(Convert),
     /// Store the weights of a checkpoint in 16, 8, 4, 3 or 2 bits, for inference only
     Quantize(Quantize),
+    /// Measure on a text how much each input column of each matrix counts (an importance matrix)
+    Imatrix(Imatrix),
     /// Make a checkpoint smaller or larger by passes over its layers: drop, merge or slim experts,
     /// and others
     Shrink(Shrink),

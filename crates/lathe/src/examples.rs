@@ -59,6 +59,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         &["lathe convert models/smollm2 -o models/mor --recursions 3 --router expert_choice"],
     ),
     ("quantize", &["lathe quantize runs/mor -o runs/mor-int8 --weights int8"]),
+    ("imatrix", &["lathe imatrix runs/mor --text data/corpus -o mor-imatrix.gguf"]),
     (
         "shrink",
         &[

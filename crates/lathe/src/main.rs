@@ -17,6 +17,7 @@ mod examples;
 mod frontier;
 mod generate;
 mod generating_arguments;
+mod imatrix;
 mod import;
 mod inspect;
 mod inspect_depth;
@@ -157,6 +158,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Export(options) => import::export(&options),
         Command::Convert(options) => convert::run(&options),
         Command::Quantize(options) => quantize::run(&options),
+        Command::Imatrix(options) => imatrix::run(&options),
         Command::Shrink(options) => shrink::run(&options),
         Command::Frontier(options) => frontier::run(&options),
         Command::Inspect(options) => inspect::run(&options),

@@ -43,6 +43,7 @@ fn written(command: &Command) -> Vec<(&'static str, &Path)> {
         Command::Export(options) => out(&options.out),
         Command::Convert(options) => out(&options.out),
         Command::Quantize(options) => out(&options.out),
+        Command::Imatrix(options) => out(&options.out),
         Command::Shrink(options) => out(&options.out),
         Command::Frontier(options) => {
             options.out.iter().map(|path| ("--out", path.as_path())).collect()

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use convert::Quantization;
+use convert::{ImportanceNames, Quantization};
 use report::{Table, human_bytes, human_count};
 use serde_json::json;
 
@@ -13,13 +13,22 @@ use crate::{open, output};
 /// `lathe quantize`: writes the rounded weights, then tells sizes and errors.
 pub(crate) fn run(options: &Quantize) -> Result<ExitCode> {
     let stored = open::source(&options.checkpoint)?;
+    let importance = match &options.importance {
+        Some(path) => Some(ImportanceNames::of(&stored)?.read(path)?),
+        None => None,
+    };
     let disk = open::disk()?;
-    let (_, done) = convert::quantize(stored, &options.weights, &options.out, disk.as_ref())
+    let (weights, out) = (&options.weights, &options.out);
+    let (_, done) = convert::quantize(stored, weights, importance.as_ref(), out, disk.as_ref())
         .with_context(|| format!("quantising {}", options.checkpoint.display()))?;
     if options.json {
         output::json(&json!({ "path": options.out, "quantization": done }))?;
     } else {
         output::table(&table(&done));
+        if !done.without_importance.is_empty() {
+            let names = done.without_importance.join(", ");
+            output::line(format!("rounded without importance, which has none of them: {names}"));
+        }
         output::line(format!("wrote {}", options.out.display()));
     }
     Ok(ExitCode::SUCCESS)

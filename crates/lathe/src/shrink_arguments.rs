@@ -17,7 +17,32 @@ pub(crate) struct Quantize {
     pub(crate) out: PathBuf,
     #[arg(long, value_name = "FORMATS", help = format_help(), long_help = format_long_help())]
     pub(crate) weights: WeightFormats,
+    /// Round with the least error where it counts most: an importance matrix, from `lathe imatrix`
+    /// or llama-imatrix
+    #[arg(long, value_name = "FILE")]
+    pub(crate) importance: Option<PathBuf>,
     /// Print the results as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Imatrix {
+    /// Checkpoint in f32, folder of a training run, Hugging Face folder, or GGUF file
+    pub(crate) checkpoint: PathBuf,
+    /// Text that the model reads: a file, or a data folder
+    #[arg(long, value_name = "FILE|DATA")]
+    pub(crate) text: PathBuf,
+    /// File to write (GGUF, as llama-imatrix writes it)
+    #[arg(short, long)]
+    pub(crate) out: PathBuf,
+    /// Tokens of the text that the model reads, at most
+    #[arg(long, default_value_t = 16384, value_parser = numbers::upto::<usize>(numbers::MANY))]
+    pub(crate) calibration_rows: usize,
+    /// Tokens of a window [default: those of the run, or 256, or the model's context]
+    #[arg(long, value_parser = numbers::upto::<usize>(numbers::MANY))]
+    pub(crate) sequence_length: Option<usize>,
+    /// Print the counts as JSON
     #[arg(long)]
     pub(crate) json: bool,
 }

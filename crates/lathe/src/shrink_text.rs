@@ -54,7 +54,7 @@ pub(crate) fn calibration(path: &Path, amounts: Amounts, stored: &Stored) -> Res
     } else {
         of_file(path, amounts, length, &tokenizer)?
     };
-    if held.is_empty() {
+    if held.is_empty() && amounts.windows > 0 {
         output::note(format!(
             "{} is too short to measure on: bits per byte are left out",
             path.display()

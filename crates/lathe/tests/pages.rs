@@ -64,6 +64,7 @@ const RULES: &[(&str, How)] = &[
     ("lathe train recipes/uptrain/mor.toml", With(TINY)),
     ("lathe train recipes/uptrain/dense.toml", With(TINY)),
     ("lathe sweep recipes/cpu-5m-mor3.toml", With(SMALL)),
+    ("lathe imatrix", With("--calibration-rows 512")),
     ("lathe report", With("")),
     ("lathe compare --dry-run", With("--data small --shape cpu-1m --families dense")),
     ("lathe compare", Not("it takes minutes; crates/lathe/tests/compare.rs has short ones")),

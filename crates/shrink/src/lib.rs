@@ -26,4 +26,4 @@ pub use passes::{
 };
 pub use report::{LayerReport, PassReport, ShrinkReport};
 pub use seen::{ExpertsSeen, GroupSeen, Seen, Wanted};
-pub use walk::{check, shrink};
+pub use walk::{check, importance, shrink};

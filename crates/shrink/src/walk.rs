@@ -8,9 +8,9 @@
 use std::path::{Path, PathBuf};
 
 use checkpoint::Disk;
-use convert::Costs;
+use convert::{ColumnSums, Costs, Importance, bank_size};
 use engine::{Batch, causal_rule};
-use model::params::Group;
+use model::params::{Group, ParamPlace};
 use model::{
     Address, Causality, KvMode, Model, NoProbe, Pass, PassCache, Probe, RouterState, Rule,
     WeightFormats,
@@ -24,7 +24,7 @@ use crate::cluster::cosine;
 use crate::error::refused;
 use crate::passes::{LayerCall, PassConfig, RunningPass, Survey};
 use crate::report::{LayerReport, PassReport, ShrinkReport};
-use crate::seen::{Observer, Seen, Wanted};
+use crate::seen::{GroupSeen, Observer, Seen, Wanted};
 use crate::{Calibration, ModelChange, ShrinkError};
 
 /// Runs `passes` in a row over `stored`, and writes what comes out as the checkpoint folder `out`.
@@ -94,6 +94,30 @@ pub fn shrink(
         origin: json!({ "made_by": "shrink", "report": report, "source": origin }),
     };
     Ok((write_model(out, made, disk)?, report))
+}
+
+/// What the matrices of the layers of `stored` are given in the calibration rows, over all uses.
+///
+/// # Errors
+/// A text that is too short, or with which a layer is given what is not finite.
+pub fn importance(stored: Stored, calibration: &Calibration) -> Result<Importance, ShrinkError> {
+    let Stored { model, state, rule, .. } = stored;
+    calibration.check(model.config().vocab_size)?;
+    let (model, seed) = (sole(model)?, 0);
+    let walk = Walk { model, state, rule, changed: false, rounded: None, calibration, seed };
+    let wanted = Wanted { rows: true, squares: true, ..Wanted::default() };
+    let survey = walk.survey(wanted)?;
+    let mut made = Importance::default();
+    for (spec, _) in walk.model.weights().iter().filter(|(spec, _)| spec.group == Group::Block) {
+        let ParamPlace::Layer { stored, part } = spec.place else { continue };
+        let groups = 0..bank_size(walk.model.config(), spec);
+        let sums = groups.map(|group| {
+            let GroupSeen { rows, squares, .. } = survey.layers[stored].group(part, group);
+            ColumnSums { rows, squares }
+        });
+        made.weights.insert(spec.name.clone(), sums.collect());
+    }
+    Ok(made)
 }
 
 /// Refuses what can be refused before a model is opened: passes that can never run in this order,

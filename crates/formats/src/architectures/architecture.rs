@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::gguf::file::Gguf;
 use crate::gguf::write::GgufSettings;
 use crate::json::JsonObject;
-use crate::layout::{Banks, Holding, Naming};
+use crate::layout::{Banks, Holding, Naming, StoredTensor};
 use crate::{Additions, ArchConfig, LayerRole, Result, TensorRole};
 
 /// A checkpoint architecture: how the files of its models state their numbers and name their
@@ -118,6 +118,25 @@ impl Architecture {
         let form = self.gguf.as_ref()?;
         let addition = config.additions.beyond(&(form.held)(config));
         addition.or_else(|| (!(form.holds)(config)).then_some("experts of a kind that none says"))
+    }
+
+    /// The tensors of a GGUF file of this architecture, each with the roles that stand in it, in
+    /// their order; empty where nobody writes such files.
+    ///
+    /// # Errors
+    /// A role that the architecture lacks.
+    pub fn gguf_tensors(
+        &self,
+        path: &Path,
+        settings: &ArchConfig,
+    ) -> Result<Vec<(String, Vec<TensorRole>)>> {
+        let Some(form) = &self.gguf else { return Ok(Vec::new()) };
+        let all = crate::layout::tensors(path, self.name, settings, form.holding());
+        all.map(|tensor| {
+            let StoredTensor { name, pieces, .. } = tensor?;
+            Ok((name, pieces.into_iter().map(|(role, _)| role).collect()))
+        })
+        .collect()
     }
 
     /// What a GGUF file calls the tensor of a role; `None` where there is no such tensor or no such

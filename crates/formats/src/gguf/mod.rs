@@ -9,6 +9,7 @@
 mod cursor;
 mod export;
 pub(crate) mod file;
+mod imatrix;
 pub(crate) mod keys;
 mod merges;
 pub(crate) mod metadata;
@@ -24,6 +25,7 @@ pub(crate) mod write;
 
 pub use export::{GgufOptions, GgufWeightType, export};
 pub use file::{Gguf, GgufTensor, has_magic};
+pub use imatrix::{Imatrix, ImatrixEntry};
 
 pub use metadata::Metadata;
 pub use model::GgufModel;

@@ -143,6 +143,7 @@ fn prepare() -> Place {
     place.run(&["train", "dense.toml", "--out", "dense"]).good();
     place.run(&["export", "dense", "--out", "exported"]).good();
     place.run(&["quantize", "run", "--weights", "int4", "--out", "rounded"]).good();
+    place.run(&["imatrix", "run", "--text", "data", "--out", "importance.gguf"]).good();
     place.write(
         "bench.toml",
         recipe(2, 2, common::EXPERT, "recursion_wise")

@@ -6,13 +6,13 @@
 
 use std::collections::BTreeMap;
 
+use convert::bank_size;
 use model::params::{Group, ParamPlace, ParamSpec};
 use model::{Model, ModelConfig, RouterState, WeightFormats};
 use ops::{Format, Weight};
 use serde::{Deserialize, Serialize};
 
 use super::member::{LayerCall, PassSettings, RunningPass};
-use super::wanda::banked;
 use crate::algebra::{inverse_factor, moved};
 use crate::error::refused;
 use crate::seen::Wanted;
@@ -133,7 +133,7 @@ impl RunningPass for Gptq {
         for (spec, weight) in of_layer {
             let Some(format) = self.formats.of(spec) else { continue };
             let ParamPlace::Layer { part, .. } = spec.place else { continue };
-            let (mut values, groups) = (weight.read(), banked(layer.model, spec));
+            let (mut values, groups) = (weight.read(), bank_size(layer.model.config(), spec));
             let each = values.len() / groups;
             for (group, matrix) in values.chunks_exact_mut(each).enumerate() {
                 let seen = layer.seen.group(part, group);

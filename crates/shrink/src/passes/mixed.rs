@@ -3,6 +3,7 @@
 //! The choice is a knapsack with one format for each matrix, solved exactly. Rounding is that of
 //! `gptq`.
 
+use convert::bank_size;
 use model::params::{Group, ParamPlace, ParamSpec};
 use model::{Model, ModelConfig, RouterState, WeightFormats};
 use ops::{Format, Weight};
@@ -10,7 +11,6 @@ use serde::{Deserialize, Serialize};
 
 use super::gptq::{Gptq, GptqSettings, parsed};
 use super::member::{LayerCall, PassSettings, RunningPass, Survey};
-use super::wanda::banked;
 use crate::error::refused;
 use crate::seen::{Seen, Wanted};
 use crate::{ModelChange, ShrinkError};
@@ -150,7 +150,7 @@ impl RunningPass for Mixed {
                 let rounded = Weight::new(values.clone(), spec.shape.0, spec.shape.1);
                 let done = rounded.quantize(format);
                 done.map_err(|source| ShrinkError::Quantize { weight: spec.name.clone(), source })?;
-                let groups = banked(model, spec);
+                let groups = bank_size(model.config(), spec);
                 let error = error(spec, &values, &rounded.read(), (&survey.layers[layer], groups));
                 costs.push(Cost { bytes: stored(spec, format)?, error });
             }

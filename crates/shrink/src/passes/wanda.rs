@@ -3,6 +3,7 @@
 //! or smaller ones in layers with many outliers (OWL, Yin et al., 2023, arXiv 2310.05175). Shapes
 //! and bytes stay: zeros help what is packed, or trained with them, afterwards.
 
+use convert::bank_size;
 use model::params::{Group, ParamPlace, ParamSpec};
 use model::rng::{Purpose, Stream, name_place};
 use model::table::specs;
@@ -129,16 +130,6 @@ fn matrices(model: &Model, stored: usize) -> impl Iterator<Item = (&ParamSpec, V
     of_layer.map(|(spec, weight)| (spec, weight.read()))
 }
 
-/// How many matrices stand in a weight: those of a bank, or one.
-pub(super) fn banked(model: &Model, spec: &ParamSpec) -> usize {
-    match spec.place {
-        ParamPlace::Layer { stored, part } if part.name().starts_with("experts_") => {
-            model.config().mlp.settings().computing_experts(stored).max(1)
-        }
-        _ => 1,
-    }
-}
-
 impl RunningPass for Wanda {
     fn wanted(&self) -> Wanted {
         let rows = self.settings.by == WandaBy::Wanda;
@@ -156,7 +147,7 @@ impl RunningPass for Wanda {
         for (stored, seen) in survey.layers.iter().enumerate() {
             let mut scores = Vec::new();
             for (spec, values) in matrices(model, stored) {
-                let groups = banked(model, spec);
+                let groups = bank_size(model.config(), spec);
                 for row in 0..spec.shape.0 {
                     scores.extend(self.scores(seen, spec, (row, groups), &values));
                 }
@@ -174,7 +165,7 @@ impl RunningPass for Wanda {
         let mut change = ModelChange::default();
         let (mut gone, mut all) = (0, 0);
         for (spec, mut values) in matrices(layer.model, layer.stored) {
-            let (groups, d) = (banked(layer.model, spec), spec.shape.1);
+            let (groups, d) = (bank_size(layer.model.config(), spec), spec.shape.1);
             let stretch = if self.settings.stretch == 0 { d } else { self.settings.stretch };
             for row in 0..spec.shape.0 {
                 let scores = self.scores(layer.seen, spec, (row, groups), &values);
