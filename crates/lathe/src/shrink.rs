@@ -79,7 +79,11 @@ fn show(report: &ShrinkReport) {
         let kind = kind(&pass.pass);
         let name = if went.is_empty() { kind.to_owned() } else { format!("{kind}: {went}") };
         let bytes = human_bytes(pass.bytes_after);
-        rows.push(vec![name, bytes, bits(pass.bits_per_byte)]);
+        rows.push(vec![name, bytes.clone(), bits(pass.bits_per_byte)]);
+        if pass.control_bits_per_byte.is_some() {
+            let name = "control: the same formats, rounded to the nearest".to_owned();
+            rows.push(vec![name, bytes, bits(pass.control_bits_per_byte)]);
+        }
     }
     let columns = ["after", "weight bytes", "bits/byte"].map(str::to_owned).to_vec();
     let seen = match report.calibration_rows {

@@ -107,32 +107,6 @@ fn lower_inverse(l: &[f64], n: usize) -> Vec<f64> {
     inverse
 }
 
-/// Moves the columns behind `first..last` of `w`, rows of `n`, for `errors` that rounding made in
-/// these: with `U` of the columns left, `w_rest -= E U_BB^-1 U_B,rest`.
-pub(crate) fn moved(
-    w: &mut [f64],
-    n: usize,
-    (first, last): (usize, usize),
-    errors: &[f64],
-    u: &[f64],
-) {
-    let block = last - first;
-    for (row, errors) in w.chunks_exact_mut(n).zip(errors.chunks_exact(block)) {
-        let mut y = errors.to_vec();
-        for i in 0..block {
-            y[i] /= u[(first + i) * n + first + i];
-            let (solved, factor) = (y[i], &u[(first + i) * n + first..(first + i) * n + last]);
-            for j in i + 1..block {
-                y[j] -= solved * factor[j];
-            }
-        }
-        for (i, y) in y.iter().enumerate().filter(|(_, y)| **y != 0.0) {
-            let line = &u[(first + i) * n + last..(first + i + 1) * n];
-            row[last..].iter_mut().zip(line).for_each(|(x, u)| *x -= y * u);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -188,20 +162,20 @@ mod tests {
         assert!(inverse_factor(&[f64::NAN], 1, 0.1).is_none());
     }
 
-    /// With the first columns fixed at rounded values, no small move of the later ones makes the
-    /// products differ less.
+    /// Errors that are carried by the factor, column after column, leave the later columns where no
+    /// small move makes the products differ less.
     #[test]
-    fn moved_columns_are_the_least_squares_answer() {
+    fn errors_are_carried_by_least_squares() {
         let (n, rows) = (6, 40);
         let (x, h) = moments(rows, n, 5);
         let u = inverse_factor(&h, n, 1e-12).expect("positive");
         let old: Vec<f64> = (0..n).map(|i| (i as f64 * 1.7).sin()).collect();
-        let errors = [0.2, -0.1];
         let mut new = old.clone();
-        moved(&mut new, n, (0, 2), &errors, &u);
-        for (i, error) in errors.iter().enumerate() {
-            assert_eq!(new[i], old[i], "columns of the group stay to be rounded");
-            new[i] = old[i] - error;
+        for (j, error) in [0.2, -0.1].into_iter().enumerate() {
+            for k in j + 1..n {
+                new[k] -= error / u[j * n + j] * u[j * n + k];
+            }
+            new[j] -= error;
         }
         let loss = |w: &[f64]| -> f64 {
             let of_row = |row: &[f64]| -> f64 {

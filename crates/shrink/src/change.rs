@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use model::params::ParamPlace;
 use model::table::specs;
 use model::{Model, ModelConfig, RouterState};
-use ops::{Format, Weight};
+use ops::{Format, Quantized, Weight};
 
 use crate::ShrinkError;
 use crate::error::refused;
@@ -19,6 +19,8 @@ pub struct ModelChange {
     pub weights: BTreeMap<ParamPlace, Vec<f32>>,
     /// Weights that are rounded, after they have been changed; of a model of the same config.
     pub rounded: BTreeMap<ParamPlace, Format>,
+    /// Weights that are rounded already, each to codes of its own; of a model of the same config.
+    pub codes: BTreeMap<ParamPlace, Quantized>,
     /// What routers learned outside of gradients, where that differs.
     pub state: Option<RouterState>,
     /// What went, in words.
@@ -32,7 +34,7 @@ pub struct ModelChange {
 impl ModelChange {
     /// Whether the model stays as it is.
     pub fn is_nothing(&self) -> bool {
-        let values = self.weights.is_empty() && self.rounded.is_empty();
+        let values = self.weights.is_empty() && self.rounded.is_empty() && self.codes.is_empty();
         self.config.is_none() && values && self.state.is_none()
     }
 
@@ -68,11 +70,15 @@ impl ModelChange {
                 if let Some(values) = self.weights.remove(&spec.place) {
                     weight.write(values);
                 }
+                let mut done = Ok(());
                 if let Some(format) = self.rounded.get(&spec.place) {
-                    let name = spec.name.clone();
-                    let done = weight.quantize(*format);
-                    done.map_err(|source| ShrinkError::Quantize { weight: name, source })?;
+                    done = weight.quantize(*format);
                 }
+                if let Some(codes) = self.codes.remove(&spec.place) {
+                    done = weight.put_codes(codes);
+                }
+                let weight = spec.name.clone();
+                done.map_err(|source| ShrinkError::Quantize { weight, source })?;
             }
             return Ok((model, state));
         }

@@ -43,6 +43,10 @@ pub struct PassReport {
     pub bytes_after: u64,
     /// Bits per byte of the text that was held out, after it; `None` without text.
     pub bits_per_byte: Option<f64>,
+    /// The same with the model that the pass was given rounded to the nearest in the formats of the
+    /// pass, so with as many bytes; `None` where the pass does not round by calibration rows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control_bits_per_byte: Option<f64>,
 }
 
 /// What passes in a row did.

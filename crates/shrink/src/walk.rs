@@ -5,6 +5,7 @@
 //! rows by width. Where layers recur, or weights are used several times, whole passes of the model
 //! are run for each stored layer.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use checkpoint::Disk;
@@ -15,7 +16,7 @@ use model::{
     Address, Causality, KvMode, Model, NoProbe, Pass, PassCache, Probe, RouterState, Rule,
     WeightFormats,
 };
-use ops::{Ops, Tensor2, read_rows};
+use ops::{Ops, Tensor2, Weight, read_rows};
 use serde_json::json;
 use train::{Made, Rounded, Stored, write_model};
 
@@ -230,6 +231,10 @@ impl Walk<'_> {
             let survey = self.survey(wanted)?;
             running.allocate(&self.model, &survey)?;
         }
+        let control = match running.control() {
+            Some(formats) => self.nearest(&formats)?,
+            None => None,
+        };
         let mut layers = Vec::new();
         if wanted.rows && self.goes_along() {
             self = self.along(&mut *running, wanted, &mut layers)?;
@@ -254,8 +259,28 @@ impl Walk<'_> {
             bytes_before,
             bytes_after: bytes(&self.model)?,
             bits_per_byte: measured.map(|m| m.bits_per_byte),
+            control_bits_per_byte: control.map(|m| m.bits_per_byte),
         };
         Ok((self, report))
+    }
+
+    /// What a copy of the model measures that is rounded to the nearest in `formats`.
+    fn nearest(&self, formats: &WeightFormats) -> Result<Option<Measured>, ShrinkError> {
+        if self.calibration.held.is_empty() {
+            return Ok(None);
+        }
+        let values: BTreeMap<_, _> =
+            self.model.weights().iter().map(|(spec, weight)| (&spec.place, weight)).collect();
+        let copy = Model::over(self.model.config(), |spec| {
+            let values = values.get(&spec.place).map(|weight| weight.read()).unwrap_or_default();
+            let weight = Weight::new(values, spec.shape.0, spec.shape.1);
+            let name = spec.name.clone();
+            match formats.of(spec).map(|format| weight.quantize(format)) {
+                Some(Err(source)) => Err(ShrinkError::Quantize { weight: name, source }),
+                _ => Ok(weight),
+            }
+        })?;
+        Ok(self.calibration.measure(&copy, &self.state, &self.rule()))
     }
 
     /// Layer by layer, rows going along.

@@ -33,7 +33,7 @@ fn products_are_nearer_than_with_rounding_to_the_nearest() {
     let experts = of_experts(wide(), 4, 2);
     let shared = ModelConfig { layers: 4, sharing: Sharing::Cycle, recursions: 2, ..wide() };
     for (i, config) in [wide(), experts, shared].into_iter().enumerate() {
-        for weights in ["int4", "int4-g64"] {
+        for weights in ["int8-row", "int4", "int4-g64", "int3", "int2-g64"] {
             let name = format!("{i}{weights}");
             let from = stored(&folder.path().join(&name), &config);
             let source = logits(&from);
@@ -53,9 +53,16 @@ fn products_are_nearer_than_with_rounding_to_the_nearest() {
             let (after, report) = made(from, &[table], &folder.path().join(format!("{name}-out")));
             let found = logits(&after);
             let [ours, theirs] = [&found, &nearest].map(|logits| distance(logits, &source));
-            assert!(ours < 0.9 * theirs, "{name}: {ours}, {theirs} with the nearest");
+            // With 8 bits much is the rounding of activations, which both have; with 2 bits errors
+            // are no longer small enough to add up.
+            let share = if ["int8-row", "int2-g64"].contains(&weights) { 0.97 } else { 0.9 };
+            assert!(ours < share * theirs, "{name}: {ours}, {theirs} with the nearest");
             assert_eq!(after.rounded.as_ref().map(ToString::to_string), Some(weights.to_owned()));
-            assert!(report.bytes_after * 5 < report.bytes_before, "{report:?}");
+            let most = if weights == "int8-row" { 0.3 } else { 0.2 };
+            assert!((report.bytes_after as f64) < most * report.bytes_before as f64, "{report:?}");
+            let control = report.passes[0].control_bits_per_byte;
+            assert_eq!(control, rounded.passes[0].bits_per_byte, "{name}: the control");
+            assert!(control.is_some() && rounded.passes[0].control_bits_per_byte.is_none());
             assert_eq!(report.bytes_after, rounded.bytes_after, "{name}");
             let layers = &report.passes[0].layers;
             assert!(layers.iter().all(|layer| layer.error.is_some_and(|error| error > 0.0)));
@@ -64,8 +71,8 @@ fn products_are_nearer_than_with_rounding_to_the_nearest() {
     }
 }
 
-/// Formats whose groups are whole rows leave nothing to make up for, and experts that no row takes
-/// are rounded as they are; both by the rule of `quantize`.
+/// Experts that no row takes, or too few, are rounded as they are, by the rule of `quantize`, and
+/// are named.
 #[test]
 fn what_no_row_meets_is_rounded_to_the_nearest() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -82,13 +89,9 @@ fn what_no_row_meets_is_rounded_to_the_nearest() {
         let from = stored_with(&folder.path().join(i.to_string()), &config, never);
         from.model.quantize(&weights.parse().expect("formats")).expect("fits");
         let nearest = common::weight(&from, "layers.0.experts_down");
-        let whole = logits(&from);
         let from = stored_with(&folder.path().join(format!("{i}-again")), &config, never);
         let table = json!({ "kind": "gptq", "weights": weights });
         let (after, report) = made(from, &[table], &folder.path().join(format!("{i}-out")));
-        if weights == "int8-row" {
-            same_bits(&logits(&after), &whole, "rows");
-        }
         let found = common::weight(&after, "layers.0.experts_down");
         let each = found.len() / 4;
         assert_eq!(found[3 * each..], nearest[3 * each..], "{weights}");
@@ -98,6 +101,23 @@ fn what_no_row_meets_is_rounded_to_the_nearest() {
             "{unseen:?}"
         );
         assert_eq!(report.passes[0].layers[0].expert_rows[3], 0);
+        let most = report.passes[0].layers[0].expert_rows.iter().max().expect("experts");
+        let table = json!({ "kind": "gptq", "weights": weights, "least_rows": most });
+        let from = stored_with(&folder.path().join(format!("{i}-enough")), &config, never);
+        let (_, enough) = made(from, &[table], &folder.path().join(format!("{i}-enough-out")));
+        assert!(
+            enough.passes[0].layers[0].unseen.len() < 8,
+            "{weights}: as many rows as asked for"
+        );
+        // More than any expert took, and fewer than attention met.
+        let table = json!({ "kind": "gptq", "weights": weights, "least_rows": most + 1 });
+        let from = stored_with(&folder.path().join(format!("{i}-few")), &config, never);
+        let out = folder.path().join(format!("{i}-few-out"));
+        let (after, report) = made(from, &[table], &out);
+        assert_eq!(common::weight(&after, "layers.0.experts_down"), nearest, "{weights}");
+        let few = format!(" after {most} of {} rows", most + 1);
+        let unseen = &report.passes[0].layers[0].unseen;
+        assert!(unseen.len() == 8 && unseen.iter().any(|told| told.ends_with(&few)), "{unseen:?}");
     }
 }
 
@@ -109,6 +129,10 @@ fn what_cannot_be_rounded_is_refused() {
         (json!({ "kind": "gptq", "weights": "f32" }), ["gptq: weights", "fewer bits"]),
         (json!({ "kind": "gptq", "weights": "int4,absent.*=int8" }), ["gptq: weights", "absent"]),
         (json!({ "kind": "gptq", "damping": 0.0 }), ["gptq: damping", "above 0"]),
+        (json!({ "kind": "gptq", "damping": 1.5 }), ["gptq: damping", "at most 1"]),
+        (json!({ "kind": "gptq", "least_rows": 0 }), ["gptq: least_rows", "1 or more"]),
+        (json!({ "kind": "gptq", "least_rows": 1u64 << 40 }), ["calibration text", "least_rows"]),
+        (json!({ "kind": "gptq", "weights": "int2,embed=int3" }), ["gptq: weights", "embed"]),
         (json!({ "kind": "round", "weights": "int9" }), ["round: weights", "int9"]),
         (json!({ "kind": "round", "weights": "f32" }), ["round: weights", "fewer bits"]),
         (json!({ "kind": "round", "weights": "int4,no=int8" }), ["round: weights", "no"]),
@@ -144,6 +168,8 @@ fn mixed_formats_meet_their_budget() {
         let formats = formats.expect("rounded");
         assert!(formats.contains("int4") && formats.contains("int8"), "{formats}");
         assert!(mixed < four && mixed > eight, "{four} {mixed} {eight}");
+        let control = report.passes[0].control_bits_per_byte;
+        assert!(control.is_some_and(|control| control > 0.0), "{report:?}");
         let bytes = report.bytes_after;
         assert!(bytes > small.bytes_after && bytes < large.bytes_after, "{report:?}");
         let weights = model::table::specs(&config, &config.check().expect("legal"));
@@ -166,6 +192,7 @@ fn mixed_formats_meet_their_budget() {
         (json!({ "kind": "mixed", "formats": ["int4", "int4"] }), ["mixed: formats", "once"]),
         (json!({ "kind": "mixed", "formats": ["int4", "int5"] }), ["mixed: formats", "int5"]),
         (json!({ "kind": "mixed", "bits": 3.0 }), ["mixed: bits", "5.0"]),
+        (json!({ "kind": "mixed", "least_rows": 0 }), ["least_rows", "1 or more"]),
         (json!({ "kind": "mixed", "damping": -1.0 }), ["damping", "above 0"]),
     ];
     for (i, (table, needles)) in cases.into_iter().enumerate() {

@@ -1,19 +1,18 @@
 //! Rounding that makes up for its own errors (GPTQ, Frantar et al., 2022, arXiv 2210.17323, after
-//! Optimal Brain Surgeon): when the numbers of a group of columns are rounded, those of the later
-//! columns move so that the products with the calibration rows change least. A group of a format is
-//! rounded as a whole, as its scale belongs to all of it, so that errors go from group to group.
-//! Experts have sums of their own; one that no row took is rounded to the nearest.
+//! Optimal Brain Surgeon): columns are rounded one after another, and those that follow move so
+//! that products with the calibration rows change least (`Quantized::compensated` in `kernels`).
+//! Experts have sums of their own; one that too few rows took is rounded to the nearest.
 
 use std::collections::BTreeMap;
 
 use convert::bank_size;
 use model::params::{Group, ParamPlace, ParamSpec};
 use model::{Model, ModelConfig, RouterState, WeightFormats};
-use ops::{Format, Weight};
+use ops::{Format, Quantized};
 use serde::{Deserialize, Serialize};
 
 use super::member::{LayerCall, PassSettings, RunningPass};
-use crate::algebra::{inverse_factor, moved};
+use crate::algebra::inverse_factor;
 use crate::error::refused;
 use crate::seen::Wanted;
 use crate::{ModelChange, ShrinkError};
@@ -26,11 +25,13 @@ pub struct GptqSettings {
     pub weights: String,
     /// Added to the diagonal of `X^T X`, as a share of its mean.
     pub damping: f64,
+    /// Rows that a matrix must have met; those that met fewer are rounded to the nearest.
+    pub least_rows: u64,
 }
 
 impl Default for GptqSettings {
     fn default() -> Self {
-        Self { weights: "int4".to_owned(), damping: 0.01 }
+        Self { weights: "int4".to_owned(), damping: 0.01, least_rows: 16 }
     }
 }
 
@@ -41,6 +42,9 @@ impl PassSettings for GptqSettings {
             let next = "give such a number";
             return refused("gptq: damping", "above 0 and at most 1", self.damping, next);
         }
+        if self.least_rows == 0 {
+            return refused("gptq: least_rows", "1 or more", 0, "give such a number");
+        }
         Ok(())
     }
 
@@ -50,13 +54,18 @@ impl PassSettings for GptqSettings {
 
     fn begin(&self, config: &ModelConfig, _: u64) -> Result<Box<dyn RunningPass>, ShrinkError> {
         let formats = fitting("gptq", &self.weights, config)?;
-        Ok(Box::new(Gptq { formats, damping: self.damping }))
+        Ok(Box::new(Gptq::new(formats, self.damping, self.least_rows)))
     }
 }
 
 pub(super) struct Gptq {
     pub(super) formats: WeightFormats,
     pub(super) damping: f64,
+    least_rows: u64,
+    /// Matrices whose errors were made up for.
+    compensated: usize,
+    /// The most rows that a matrix met.
+    most_rows: u64,
 }
 
 /// Formats of weights from the text of `weights` of a pass.
@@ -101,12 +110,12 @@ pub(super) fn rest_rounded(formats: &WeightFormats, model: &Model) -> ModelChang
             change.rounded.insert(spec.place.clone(), format);
         }
     }
-    change.went = in_formats(change.rounded.values());
+    change.went = in_formats(change.rounded.values().copied());
     change
 }
 
 /// How many matrices are in each format, in words.
-fn in_formats<'a>(formats: impl Iterator<Item = &'a Format>) -> Vec<String> {
+fn in_formats(formats: impl Iterator<Item = Format>) -> Vec<String> {
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     formats.for_each(|format| *counts.entry(format.to_string()).or_default() += 1);
     let told = counts.iter().map(|(format, count)| match count {
@@ -125,6 +134,10 @@ impl RunningPass for Gptq {
         Some(self.formats.clone())
     }
 
+    fn control(&self) -> Option<WeightFormats> {
+        Some(self.formats.clone())
+    }
+
     fn act(&mut self, layer: &LayerCall<'_>) -> Result<ModelChange, ShrinkError> {
         let mut change = ModelChange::default();
         let of_layer = layer.model.weights().iter().filter(|(spec, _)| {
@@ -133,79 +146,59 @@ impl RunningPass for Gptq {
         for (spec, weight) in of_layer {
             let Some(format) = self.formats.of(spec) else { continue };
             let ParamPlace::Layer { part, .. } = spec.place else { continue };
-            let (mut values, groups) = (weight.read(), bank_size(layer.model.config(), spec));
-            let each = values.len() / groups;
-            for (group, matrix) in values.chunks_exact_mut(each).enumerate() {
+            let groups = bank_size(layer.model.config(), spec);
+            let mut factors = Vec::with_capacity(groups);
+            for group in 0..groups {
                 let seen = layer.seen.group(part, group);
-                if seen.rows == 0 {
-                    let name = part.name();
-                    change.unseen.push(format!("{name} {group}: rounded to the nearest"));
+                self.most_rows = self.most_rows.max(seen.rows);
+                if seen.rows < self.least_rows {
+                    let met = match seen.rows {
+                        0 => String::new(),
+                        rows => format!(" after {rows} of {} rows", self.least_rows),
+                    };
+                    let told = format!("{} {group}: rounded to the nearest{met}", part.name());
+                    change.unseen.push(told);
+                    factors.push(None);
                     continue;
                 }
-                self.compensate(matrix, &seen.products, spec, format)?;
+                self.compensated += 1;
+                factors.push(Some(self.factor(&seen.products, spec)?));
             }
-            change.weights.insert(spec.place.clone(), values);
-            change.rounded.insert(spec.place.clone(), format);
+            let factors: Vec<Option<&[f64]>> = factors.iter().map(|u| u.as_deref()).collect();
+            let codes = Quantized::compensated(format, &weight.read(), spec.shape, &factors);
+            let named = |source| ShrinkError::Quantize { weight: spec.name.clone(), source };
+            change.codes.insert(spec.place.clone(), codes.map_err(named)?);
         }
-        change.went = in_formats(change.rounded.values());
+        change.went = in_formats(change.codes.values().map(Quantized::format));
         Ok(change)
     }
 
     /// Embedding and head, which no rows of a layer meet, are rounded to the nearest.
     fn finish(&mut self, model: &Model, _: &RouterState) -> Result<ModelChange, ShrinkError> {
+        let can_move = model
+            .weights()
+            .iter()
+            .any(|(spec, _)| spec.group == Group::Block && self.formats.of(spec).is_some());
+        if can_move && self.compensated == 0 {
+            let expected = format!("at least {} rows for a matrix", self.least_rows);
+            let next = "give more of --text, or lower least_rows";
+            return refused("the calibration text, for gptq", expected, self.most_rows, next);
+        }
         Ok(rest_rounded(&self.formats, model))
     }
 }
 
 impl Gptq {
-    /// Moves the numbers of a matrix `[n, d]` so that rounding it to `format` changes its products
-    /// least.
-    fn compensate(
-        &self,
-        matrix: &mut [f32],
-        products: &[f64],
-        spec: &ParamSpec,
-        format: Format,
-    ) -> Result<(), ShrinkError> {
-        let d = spec.shape.1;
-        let n = matrix.len() / d;
-        let step = columns_of_a_group(format, n, d)
-            .map_err(|source| ShrinkError::Quantize { weight: spec.name.clone(), source })?;
-        if step >= d {
-            return Ok(());
-        }
-        let Some(factor) = inverse_factor(products, d, self.damping) else {
-            let expected = "rows whose products can be inverted";
-            let next = "raise gptq: damping";
-            return refused(format!("the rows at {}", spec.name), expected, "others", next);
-        };
-        let mut wide: Vec<f64> = matrix.iter().map(|x| f64::from(*x)).collect();
-        for first in (0..d).step_by(step) {
-            let last = (first + step).min(d);
-            let block: Vec<f32> = wide
-                .chunks_exact(d)
-                .flat_map(|row| row[first..last].iter().map(|x| *x as f32))
-                .collect();
-            let rounded = Weight::new(block.clone(), n, last - first);
-            rounded
-                .quantize(format)
-                .map_err(|source| ShrinkError::Quantize { weight: spec.name.clone(), source })?;
-            let errors: Vec<f64> = block
-                .iter()
-                .zip(rounded.read())
-                .map(|(w, q)| f64::from(*w) - f64::from(q))
-                .collect();
-            moved(&mut wide, d, (first, last), &errors, &factor);
-        }
-        matrix.iter_mut().zip(&wide).for_each(|(x, wide)| *x = *wide as f32);
-        Ok(())
+    pub(super) fn new(formats: WeightFormats, damping: f64, least_rows: u64) -> Self {
+        Self { formats, damping, least_rows, compensated: 0, most_rows: 0 }
     }
-}
 
-/// How many columns have one scale; one where there are no scales.
-fn columns_of_a_group(format: Format, n: usize, d: usize) -> Result<usize, ops::QuantError> {
-    let parts = format.stored_parts(n, d)?;
-    let scales = parts.iter().find(|part| part.suffix == ".scales");
-    let groups = scales.and_then(|part| part.shape.last().copied());
-    Ok(groups.map_or(32, |groups| d.div_ceil(groups.max(1)).next_multiple_of(32)))
+    /// The factor by which errors are carried over the columns of a matrix with these moments.
+    fn factor(&self, products: &[f64], spec: &ParamSpec) -> Result<Vec<f64>, ShrinkError> {
+        if let Some(factor) = inverse_factor(products, spec.shape.1, self.damping) {
+            return Ok(factor);
+        }
+        let expected = "rows whose products can be inverted";
+        refused(format!("the rows at {}", spec.name), expected, "others", "raise damping")
+    }
 }

@@ -76,6 +76,12 @@ pub trait RunningPass {
         None
     }
 
+    /// Formats in which rounding to the nearest is measured beside the pass, as its control; asked
+    /// after [`allocate`](Self::allocate).
+    fn control(&self) -> Option<WeightFormats> {
+        None
+    }
+
     /// Whether layers that [`act`](Self::act) leaves as they are go or are replaced at the end, so
     /// that their errors are not measured.
     fn acts_at_the_end(&self) -> bool {

@@ -28,11 +28,14 @@ pub struct MixedSettings {
     pub bits: f64,
     /// Added to the diagonal of `X^T X`, as a share of its mean.
     pub damping: f64,
+    /// Rows that a matrix must have met; those that met fewer are rounded to the nearest.
+    pub least_rows: u64,
 }
 
 impl Default for MixedSettings {
     fn default() -> Self {
-        Self { formats: vec!["int4".to_owned(), "int8".to_owned()], bits: 6.0, damping: 0.01 }
+        let formats = vec!["int4".to_owned(), "int8".to_owned()];
+        Self { formats, bits: 6.0, damping: 0.01, least_rows: 16 }
     }
 }
 
@@ -73,12 +76,9 @@ impl PassSettings for MixedSettings {
             let next = "raise it, or choose formats of fewer bits";
             return refused("mixed: bits", expected, self.bits, next);
         }
-        let (budget, damping) = (budget as u64, self.damping);
-        Ok(Box::new(Mixed {
-            formats,
-            budget,
-            gptq: Gptq { formats: WeightFormats::default(), damping },
-        }))
+        let budget = budget as u64;
+        let gptq = Gptq::new(WeightFormats::default(), self.damping, self.least_rows);
+        Ok(Box::new(Mixed { formats, budget, gptq }))
     }
 }
 
@@ -101,7 +101,7 @@ impl MixedSettings {
     /// Rounding to the first of the formats.
     fn first(&self) -> GptqSettings {
         let weights = self.formats.first().cloned().unwrap_or_default();
-        GptqSettings { weights, damping: self.damping }
+        GptqSettings { weights, damping: self.damping, least_rows: self.least_rows }
     }
 }
 
@@ -135,6 +135,10 @@ impl RunningPass for Mixed {
 
     fn rounds(&self) -> Option<WeightFormats> {
         self.gptq.rounds()
+    }
+
+    fn control(&self) -> Option<WeightFormats> {
+        self.gptq.control()
     }
 
     fn allocate(&mut self, model: &Model, survey: &Survey) -> Result<(), ShrinkError> {
