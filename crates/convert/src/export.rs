@@ -1,14 +1,20 @@
 //! From a dense checkpoint of ours to a Hugging Face folder or a GGUF file.
 
+use std::ops::Range;
 use std::path::Path;
 
 use checkpoint::Disk;
 use data::SpecialTokens;
 use formats::gguf::{self, GgufOptions, GgufWeightType};
 use formats::hf::{self, FolderOptions, HfWeightType};
-use formats::{ArchConfig, Architecture, FormatError, LayerRole, TensorRole, TensorSource};
+use formats::{
+    ArchConfig, Architecture, FormatError, LayerRole, RoundedRows, Rounding, TensorRole,
+    TensorSource,
+};
+use half::f16;
 use model::params::ParamSpec;
 use model::{Model, ModelConfig, RotaryScaling, RouterConfig, RouterState, Sharing};
+use ops::{Element, Weight};
 use serde_json::Value;
 use train::Stored;
 
@@ -19,7 +25,8 @@ use crate::words::mlp_in_words;
 use crate::{ConvertError, tokenizer};
 
 /// Writes the folder `out` that Hugging Face's library loads: as a model of the class that it was
-/// imported from, or of the first known one that computes the same.
+/// imported from, or of the first known one that computes the same. Matrices of layers that are
+/// rounded go out in their codes, as compressed-tensors packs them.
 ///
 /// # Errors
 /// A model that is not dense, a checkpoint without tokenizer, `out` holds files, or what the file
@@ -214,6 +221,76 @@ impl TensorSource for Dense<'_> {
         let source = format!("the model has no {wanted}").into();
         Err(FormatError::Weights { role: wanted, source })
     }
+
+    fn rounded(&self, wanted: TensorRole) -> formats::Result<Option<RoundedRows>> {
+        // Embedding and head are numbers in the files, those that their codes stand for.
+        if matches!(wanted, TensorRole::Embed | TensorRole::Head) {
+            return Ok(None);
+        }
+        for (spec, weight) in self.model.weights().iter().filter(|(_, w)| w.format().is_some()) {
+            let mut begin = 0;
+            for role in roles(spec, &self.settings).unwrap_or_default() {
+                let count: usize = role.shape(&self.settings).iter().product();
+                if role == wanted && self.settings.experts.is_some() {
+                    let source = "rounded weights of a model with experts: only those of dense \
+                                  models are packed; export the f32 checkpoint"
+                        .into();
+                    return Err(FormatError::Weights { role, source });
+                }
+                if role == wanted {
+                    let d = spec.shape.1;
+                    let rows = begin / d..(begin + count) / d;
+                    return rounded_rows(weight, d, rows)
+                        .map_err(|source| FormatError::Weights { role, source: source.into() });
+                }
+                begin += count;
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Rows of a rounded matrix of `d` columns as codes around zero with their scales; `None` for one
+/// whose values are its codes. Otherwise says what other programs do not hold.
+fn rounded_rows(
+    weight: &Weight,
+    d: usize,
+    rows: Range<usize>,
+) -> Result<Option<RoundedRows>, String> {
+    let (Some(format), Some(bytes)) = (weight.format(), weight.parts()) else { return Ok(None) };
+    let listed = format.stored_parts(weight.shape().0, d).map_err(|error| error.to_string())?;
+    let part = |suffix: &str| {
+        let at = listed.iter().position(|part| part.suffix == suffix)?;
+        Some((&listed[at], bytes.get(at)?))
+    };
+    let Some((scales, halves)) = part(".scales") else { return Ok(None) };
+    let (Some((codes, of_codes)), None) = (part(""), part(".mins")) else {
+        return Err(format!(
+            "rounded to {format}, whose groups have minima: compressed-tensors holds int8, \
+             int8-g64, int8-row, int4-sym and int4-sym-g64; round the f32 checkpoint so"
+        ));
+    };
+    let unit = part(".unit").and_then(|(_, bytes)| bytes.first_chunk()).copied();
+    let unit = unit.map_or(1.0, f32::from_le_bytes);
+    let (groups, width) = (scales.shape[1], codes.shape[1]);
+    let bits = if codes.element == Element::I8 { 8 } else { 4 };
+    let size = [32, 64].into_iter().find(|size| groups > 1 && d.div_ceil(*size) == groups);
+    let mut made = RoundedRows {
+        rounding: Rounding { bits, group: size },
+        codes: Vec::with_capacity(rows.len() * d),
+        scales: Vec::with_capacity(rows.len() * groups),
+    };
+    for row in rows {
+        let of_row = &of_codes[row * width..(row + 1) * width];
+        made.codes.extend((0..d).map(|j| match bits {
+            8 => of_row[j] as i8,
+            _ => (of_row[j / 2] >> (j % 2 * 4) & 15) as i8 - 8,
+        }));
+        let of_row = &halves[2 * row * groups..2 * (row + 1) * groups];
+        let halves = of_row.as_chunks().0.iter();
+        made.scales.extend(halves.map(|half| f16::from_le_bytes(*half).to_f32() * unit));
+    }
+    Ok(Some(made))
 }
 
 #[cfg(test)]

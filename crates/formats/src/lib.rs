@@ -34,4 +34,4 @@ pub use architectures::Architecture;
 pub use error::{FormatError, Result};
 pub use experts::{ClampedProduct, ExpertScores, Experts};
 pub use open::ModelFile;
-pub use tensors::{LayerRole, TensorRole, TensorSource};
+pub use tensors::{LayerRole, RoundedRows, Rounding, TensorRole, TensorSource};

@@ -368,6 +368,34 @@ pub trait TensorSource {
     /// # Errors
     /// What hinders the giver; a reader refuses NaN and infinite values.
     fn tensor(&self, role: TensorRole) -> Result<Vec<f32>>;
+
+    /// The same in codes, where the giver keeps the matrix of `role` so.
+    ///
+    /// # Errors
+    /// As [`TensorSource::tensor`]; codes that are not `q s` with a scale for each group.
+    fn rounded(&self, _role: TensorRole) -> Result<Option<RoundedRows>> {
+        Ok(None)
+    }
+}
+
+/// How a matrix is rounded: a number is `q s`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rounding {
+    /// Bits of a code: `q` is from `-2^(bits - 1)` to `2^(bits - 1) - 1`.
+    pub bits: usize,
+    /// Columns that share a scale `s`; `None` for the whole row.
+    pub group: Option<usize>,
+}
+
+/// A matrix in codes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RoundedRows {
+    /// How it is rounded.
+    pub rounding: Rounding,
+    /// Codes row after row.
+    pub codes: Vec<i8>,
+    /// The scales of each row's groups.
+    pub scales: Vec<f32>,
 }
 
 impl<F: Fn(TensorRole) -> Result<Vec<f32>>> TensorSource for F {

@@ -335,7 +335,8 @@ pub(crate) struct Export {
     /// Folder or file to make
     #[arg(short, long)]
     pub(crate) out: PathBuf,
-    /// Form of the result; transformers loads hf and lathe, PEFT loads peft, the adapters alone
+    /// Form of the result; transformers loads hf (rounded weights in the form of
+    /// compressed-tensors) and lathe, PEFT loads peft, the adapters alone
     /// [default: hf for dense models, or gguf if --out ends so; else lathe]
     #[arg(long, value_parser = ["hf", "gguf", "lathe", "peft"])]
     pub(crate) format: Option<String>,

@@ -64,7 +64,7 @@ pub(crate) fn import(options: &Import) -> Result<ExitCode> {
 pub(crate) fn export(options: &Export) -> Result<ExitCode> {
     let stored = match options.format.as_deref() {
         Some("peft") => open::learned(&options.checkpoint)?,
-        _ => open::source(&options.checkpoint)?,
+        _ => open::also_rounded(&options.checkpoint)?,
     };
     let dense = stored.model.config().sharing == model::Sharing::None;
     let format = match options.format.as_deref() {
@@ -74,6 +74,13 @@ pub(crate) fn export(options: &Export) -> Result<ExitCode> {
         None => "hf",
     };
     let dtype = options.dtype.as_str();
+    if stored.rounded.is_some() && format != "peft" {
+        if format != "hf" || !convert::has_class(&stored) {
+            // Refuses it, and says what to do instead.
+            open::source(&options.checkpoint)?;
+        }
+        ensure!(dtype == "f32", "--dtype is {dtype}, expected none for weights that are rounded");
+    }
     let disk = open::disk()?;
     match format {
         "hf" => {

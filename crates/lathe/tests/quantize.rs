@@ -226,6 +226,27 @@ fn a_quantised_folder_runs_and_nothing_else() {
     assert!(!place.has("x"));
 }
 
+/// What a dense folder of symmetric codes is to other programs, and what stays here.
+#[test]
+fn a_dense_folder_goes_out_in_its_codes() {
+    let place = Place::with_data();
+    place.make_dense();
+    for (format, folder) in [("int8-row", "rows"), ("int4", "groups")] {
+        place.run(&["quantize", "dense", "--weights", format, "--out", folder]).good();
+    }
+    place.run(&["export", "rows", "--out", "packed"]).good();
+    let config: Value = serde_json::from_slice(&place.read("packed/config.json")).expect("JSON");
+    let said = &config["quantization_config"];
+    assert_eq!(said["quant_method"], "compressed-tensors");
+    assert_eq!(said["config_groups"]["group_0"]["weights"]["num_bits"], 8, "{said}");
+    let next: &[&str] = &["rows", "start from the f32 checkpoint"];
+    place.refuses(&["export", "rows", "--out", "x.gguf"], next);
+    place.refuses(&["export", "rows", "--out", "x", "--format", "lathe"], next);
+    place.refuses(&["export", "rows", "--out", "x", "--dtype", "bf16"], &["--dtype", "rounded"]);
+    place.refuses(&["export", "groups", "--out", "x"], &["int4", "minima", "int4-sym"]);
+    assert!(!place.has("x") && !place.has("x.gguf"));
+}
+
 /// A tensor's bytes, overwritten from the start.
 fn poke(tensors: &mut Tensors, name: &str, bytes: &[u8]) {
     let at = tensors.place(name).start;

@@ -41,6 +41,12 @@ pub fn learned(path: &Path) -> Result<Stored> {
     told((path, entry), train::load_learned(entry))
 }
 
+/// A checkpoint for a form of others that holds rounded weights as well.
+pub fn also_rounded(path: &Path) -> Result<Stored> {
+    let entry = &cache::checkpoint_of(path)?;
+    told((path, entry), train::load_for_use(entry))
+}
+
 /// Says aloud where an older checkpoint was taken than the one that was meant, and of what one was
 /// imported that cannot be read.
 fn told((given, path): (&Path, &Path), stored: Result<Stored, TrainError>) -> Result<Stored> {

@@ -5,6 +5,7 @@ mod all_tensors;
 mod folder;
 mod packed;
 pub(crate) mod rope;
+mod rounded;
 mod shards;
 mod special;
 mod write;

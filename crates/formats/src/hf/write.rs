@@ -8,6 +8,7 @@ use half::bf16;
 use serde_json::{Value, json};
 
 use super::folder::CONFIG;
+use super::rounded::{Packed, Targets, packed};
 use super::special::TOKENIZER;
 use crate::architectures::HuggingFaceForm;
 use crate::error::{check_finite, quote};
@@ -82,9 +83,21 @@ pub fn write(
     let named: Vec<StoredTensor> =
         layout::tensors(folder, architecture.name, settings, form.holding())
             .collect::<Result<_>>()?;
-    let config = config(folder, form, settings, options)?;
     let path = folder.join(WEIGHTS);
-    let header = header(&path, &named, options.weights)?;
+    let (mut entries, mut targets) = (Vec::new(), Targets::new());
+    for tensor in &named {
+        let packed = packed(&path, tensor, weights, form.neighbours_turn)?;
+        targets.add(tensor, packed.as_ref().map(|packed| packed.rounding));
+        match packed {
+            Some(Packed { entries: of_codes, .. }) => entries.extend(of_codes),
+            None => {
+                let kind = stored_as(tensor, options.weights).names().0;
+                entries.push((tensor.name.clone(), kind, tensor.shape.clone()));
+            }
+        }
+    }
+    let config = config(folder, form, settings, options, &targets)?;
+    let header = header(&path, &entries)?;
     let mut documents = vec![(TOKENIZER.to_owned(), tokenizer.to_vec())];
     documents.extend(companions);
     documents.push((CONFIG.to_owned(), json_bytes(&config)));
@@ -129,6 +142,7 @@ fn config(
     form: &HuggingFaceForm,
     settings: &ArchConfig,
     options: &FolderOptions<'_>,
+    targets: &Targets,
 ) -> Result<Value> {
     let mut fields = (form.write)(folder, settings)?;
     fields.insert("architectures".into(), json!([form.class]));
@@ -137,6 +151,9 @@ fn config(
     fields.insert("eos_token_id".into(), eos(options.special));
     fields.insert("pad_token_id".into(), options.special.pad.into());
     fields.insert("torch_dtype".into(), options.weights.names().1.into());
+    if let Some(quantization) = targets.config() {
+        fields.insert("quantization_config".into(), quantization);
+    }
     Ok(fields.into())
 }
 
@@ -223,6 +240,12 @@ fn write_weights(
     let mut file = out.file(WEIGHTS)?;
     out.append(&mut file, header)?;
     for tensor in tensors {
+        if let Some(Packed { parts, .. }) = packed(path, tensor, weights, form.neighbours_turn)? {
+            for part in parts {
+                out.append(&mut file, &part)?;
+            }
+            continue;
+        }
         let StoredTensor { pieces, name, shape } = tensor;
         let dtype = stored_as(tensor, dtype);
         let mut values = vec![0.0; shape.iter().product()];
@@ -260,14 +283,17 @@ fn stored_as(tensor: &StoredTensor, dtype: HfWeightType) -> HfWeightType {
 }
 
 /// Length prefix and header, padded with blanks to a multiple of 8 bytes.
-fn header(path: &Path, tensors: &[StoredTensor], dtype: HfWeightType) -> Result<Vec<u8>> {
+fn header(path: &Path, entries: &[(String, &'static str, Vec<usize>)]) -> Result<Vec<u8>> {
     // Readers refuse a file whose metadata does not name the layout "pt".
     let mut header = String::from("{\"__metadata__\":{\"format\":\"pt\"}");
     let mut begin = 0_u64;
-    for tensor in tensors {
-        let StoredTensor { name, shape, .. } = tensor;
-        let dtype = stored_as(tensor, dtype);
-        let size = shape.iter().try_fold(dtype.bytes(), |size, &n| size.checked_mul(n as u64));
+    for (name, kind, shape) in entries {
+        let bytes = match *kind {
+            "BF16" => 2,
+            "I64" => 8,
+            _ => 4,
+        };
+        let size = shape.iter().try_fold(bytes, |size: u64, &n| size.checked_mul(n as u64));
         let Some(end) = size.and_then(|size| begin.checked_add(size)) else {
             let field = format!("tensor {}", quote(name));
             return Err(FormatError::unwritable(
@@ -277,7 +303,7 @@ fn header(path: &Path, tensors: &[StoredTensor], dtype: HfWeightType) -> Result<
                 format!("{shape:?}"),
             ));
         };
-        let entry = json!({"dtype": dtype.names().0, "shape": shape, "data_offsets": [begin, end]});
+        let entry = json!({"dtype": kind, "shape": shape, "data_offsets": [begin, end]});
         header += &format!(",\"{name}\":{entry}");
         begin = end;
     }
