@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use checkpoint::Disk;
 use formats::TensorRole;
@@ -11,6 +12,7 @@ use formats::peft::{WrittenLeaf, write_adapters};
 use model::adapters::{Relaxation, lora};
 use model::params::{ParamPlace, ParamSpec, Part};
 use model::{Sharing, pattern};
+use ops::Weight;
 use ops::formulas::{ENTRYWISE, IA3_VECTOR, KRONECKER, MISS_BLOCK, VERA_INNER, VERA_OUTER};
 use serde_json::{Map, Value, json};
 use train::Stored;
@@ -21,7 +23,7 @@ use crate::peft::{architecture_of, tensors_of};
 use crate::roles::{roles, settings_of};
 
 /// The tensors of an adapter of ours by their names.
-type Factors<'a> = BTreeMap<String, &'a std::sync::Arc<ops::Weight>>;
+type Factors<'a> = BTreeMap<String, &'a Arc<Weight>>;
 
 /// Writes the adapters of a checkpoint, of a kind that PEFT knows, as the folder `out`, for the
 /// base that the run froze.
@@ -49,15 +51,11 @@ pub fn export_adapters(stored: &Stored, out: &Path, disk: &dyn Disk) -> Result<(
             found.entry((*layer, *part)).or_default().insert(factor.to_string(), weight);
         }
     }
-    let adapted = |layer: usize, part: Part| {
-        let place = ParamPlace::Layer { stored: layer, part };
-        stored.model.weights().iter().find(|(spec, _)| spec.place == place)
-    };
-    let shapes = found.keys().filter_map(|&(layer, part)| Some(adapted(layer, part)?.0.shape));
+    let shapes = found.keys().filter_map(|&at| Some(adapted(stored, at)?.0.shape));
     let (tallest, widest) = shapes.fold((0, 0), |most, (n, d)| (most.0.max(n), most.1.max(d)));
     let mut leaves = shared_leaves(&config.relax, tallest, widest);
     for (&(layer, part), factors) in &found {
-        let Some((spec, base)) = adapted(layer, part) else { continue };
+        let Some((spec, base)) = adapted(stored, (layer, part)) else { continue };
         let of = roles(spec, &settings_of(&plain)).unwrap_or_default();
         for (module, rows) in modules_of(spec, &of, &tensors)? {
             let site = Site { spec, part, base: &base.values(), module, rows, widest };
@@ -103,17 +101,24 @@ fn settings_for(relax: &Relaxation) -> Result<Map<String, Value>, ConvertError> 
     Ok(value.as_object().cloned().unwrap_or_default())
 }
 
+/// The matrix of a layer that an adapter stands on.
+fn adapted(stored: &Stored, (layer, part): (usize, Part)) -> Option<&(ParamSpec, Arc<Weight>)> {
+    let place = ParamPlace::Layer { stored: layer, part };
+    stored.model.weights().iter().find(|(spec, _)| spec.place == place)
+}
+
 /// Tensors that all modules share, the largest of which has so many outputs or inputs.
 fn shared_leaves(relax: &Relaxation, tallest: usize, widest: usize) -> Vec<WrittenLeaf> {
     let Relaxation::Vera(config) = relax else { return Vec::new() };
-    let leaf = |leaf, shape, values: Vec<f64>| {
+    let both = [
+        ("vera_A", vec![config.rank, widest], config.a(widest)),
+        ("vera_B", vec![tallest, config.rank], config.b(tallest)),
+    ];
+    let leaves = both.into_iter().map(|(leaf, shape, values)| {
         let values = values.into_iter().map(|x| x as f32).collect();
         WrittenLeaf { module: String::new(), leaf, shape, values }
-    };
-    vec![
-        leaf("vera_A", vec![config.rank, widest], config.a(widest)),
-        leaf("vera_B", vec![tallest, config.rank], config.b(tallest)),
-    ]
+    });
+    leaves.collect()
 }
 
 fn lora_settings(config: &lora::Config, dora: bool) -> Value {
