@@ -75,7 +75,7 @@ fn by_formulas(places: Places) -> Vec<Relaxation> {
         Relaxation::Miss(miss::Config { rank: 5, places: places.clone() }),
         Relaxation::Vera(vera::Config {
             rank: 5,
-            projection_seed: 7,
+            projection_seed: 3,
             initial: 0.5,
             places: places.clone(),
         }),
