@@ -31,7 +31,7 @@ pub struct ColumnSums {
 /// table: one entry, or one for each matrix of a bank.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Importance {
-    /// By name.
+    /// By the name of the weight, as checkpoints have it.
     pub weights: BTreeMap<String, Vec<ColumnSums>>,
 }
 

@@ -58,8 +58,8 @@ pub struct Quantization {
 /// With `importance` errors count as much as the columns that they stand in, where that is known.
 ///
 /// # Errors
-/// Formats that round nothing, a pattern that fits no weight, a matrix that does not fit its
-/// format, a path that is taken, or what the disk refuses.
+/// Formats that round nothing, importance that no format looks at, a pattern that fits no weight, a
+/// matrix that does not fit its format, a path that is taken, or what the disk refuses.
 pub fn quantize(
     stored: Stored,
     formats: &WeightFormats,
@@ -73,6 +73,9 @@ pub fn quantize(
     }
     let config = stored.model.config();
     formats.check(&specs(config, &config.check()?))?;
+    if let Some(importance) = importance {
+        must_count(importance, formats, &stored)?;
+    }
     let mut kinds: Vec<RoundedKind> = Vec::new();
     let mut without_importance = Vec::new();
     for (spec, weight) in stored.model.weights() {
@@ -129,6 +132,26 @@ pub fn quantize(
         without_importance,
     };
     Ok((path, done))
+}
+
+/// Refuses importance that changes nothing.
+fn must_count(
+    importance: &Importance,
+    formats: &WeightFormats,
+    stored: &Stored,
+) -> Result<(), ConvertError> {
+    let mut known = stored.model.weights().iter().map(|(spec, _)| spec);
+    if known.any(|spec| {
+        importance.weights.contains_key(&spec.name)
+            && formats.of(spec).is_some_and(Format::counts_importance)
+    }) {
+        return Ok(());
+    }
+    let searching = Format::ALL.iter().filter(|format| format.counts_importance());
+    let names: Vec<&str> = searching.map(|format| format.name()).collect();
+    let expected = format!("a format that looks at importance: {}", names.join(", "));
+    let next = "choose one, or leave the importance out";
+    refused("--weights beside importance", expected, formats, next)
 }
 
 impl RoundedKind {

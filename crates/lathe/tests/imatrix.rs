@@ -82,6 +82,10 @@ fn files_of_other_models_and_none_are_refused() {
         place.run(&line).bad(needles);
         assert!(!place.has("no"), "{file}");
     }
+    let idle = ["quantize", "dense", "--weights", "int8", "--out", "no", "--importance"];
+    let idle = [&idle[..], &["dense.gguf"]].concat();
+    place.run(&idle).bad(&["looks at importance: int4, ", "leave the importance out"]);
+    assert!(!place.has("no"));
     for (line, needles) in [
         (&["imatrix", "dense", "--out", "x.gguf"][..], &["--text"][..]),
         (&["imatrix", "dense", "--text", "absent", "--out", "x.gguf"], &["absent"]),

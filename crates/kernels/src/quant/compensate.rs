@@ -210,6 +210,19 @@ mod tests {
         }
     }
 
+    /// Formats say which of them look at importance, and the others round as ever.
+    #[test]
+    fn formats_say_whether_importance_counts() {
+        let (n, d) = (8, 128);
+        let w_nd = values(11, n * d);
+        let h: Vec<f32> = (0..d).map(|j| if j % 3 == 0 { 50.0 } else { 0.1 }).collect();
+        for &format in Format::ALL {
+            let plain = Quantized::new(format, &w_nd, n, d).expect("fits").dequantize();
+            let by = Quantized::by_importance(format, &w_nd, (n, d), &[Some(&h)]).expect("fits");
+            assert_eq!(by.dequantize() != plain, format.counts_importance(), "{format}");
+        }
+    }
+
     /// Of matrices one below the other each is rounded as it is alone.
     #[test]
     fn each_matrix_of_a_bank_has_its_own() {

@@ -25,6 +25,8 @@ pub(super) struct WeightFormat {
     pub(super) levels: (i32, i32),
     /// The power of two for a matrix, from its largest magnitude.
     pub(super) unit: fn(f32) -> f32,
+    /// Whether several scales are tried for a group, so that the importance of its values counts.
+    pub(super) searches: bool,
     /// Scale and minimum for a group, given the unit.
     pub(super) scale: fn(unit: f32, w: &[f32], importance: Importance<'_>) -> GroupScale,
     /// The format of embedding and head in a model of this format, if it is another: errors there
@@ -76,6 +78,11 @@ impl Format {
     /// every token, so few bits are not enough.
     pub fn of_embedding(self) -> Format {
         self.0.embedding.unwrap_or(self)
+    }
+
+    /// Whether the importance of columns changes how weights are rounded to it.
+    pub fn counts_importance(self) -> bool {
+        self.0.searches
     }
 
     /// Standard deviation of a product from that with the stored weights in `f32`, relative to its

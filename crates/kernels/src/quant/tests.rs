@@ -18,6 +18,7 @@ const AROUND_EIGHT: Format = Format(&WeightFormat {
     zero: 8,
     levels: (0, 15),
     unit: unit_for,
+    searches: false,
     scale: around_eight,
     embedding: None,
 });

@@ -12,6 +12,7 @@ pub(super) const FORMAT: Format = Format(&WeightFormat {
     zero: 0,
     levels: (0, 0),
     unit,
+    searches: false,
     scale,
     embedding: None,
 });

@@ -24,6 +24,7 @@ const fn format(name: &'static str, about: &'static str, groups: Groups) -> Weig
         levels: (0, 3),
         // The largest minimum; a scale is at most twice this over 3.
         unit: unit_for,
+        searches: true,
         scale,
         embedding: Some(int8::GROUPS_OF_32),
     }

@@ -25,6 +25,7 @@ const fn format(name: &'static str, about: &'static str, groups: Groups) -> Weig
         zero: 8,
         levels: (0, 15),
         unit,
+        searches: true,
         scale,
         embedding: Some(int8::GROUPS_OF_32),
     }

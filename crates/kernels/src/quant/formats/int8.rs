@@ -24,6 +24,7 @@ const fn format(name: &'static str, about: &'static str, groups: Groups) -> Weig
         zero: 0,
         levels: (-127, 127),
         unit,
+        searches: false,
         scale,
         embedding: None,
     }
