@@ -68,6 +68,34 @@ impl NewFile {
     }
 }
 
+impl NewFile {
+    /// [`finish`](Self::finish) where nothing may be replaced: what somebody else has put there
+    /// meanwhile stays.
+    ///
+    /// # Errors
+    /// As there, and of kind `AlreadyExists` if something is there.
+    pub fn finish_new(mut self) -> io::Result<()> {
+        if self.is_done {
+            return Ok(());
+        }
+        self.file.sync_all()?;
+        // A second name for a file is never given over another one, as renaming does it.
+        match fs::hard_link(&self.beside, &self.place) {
+            Ok(()) => {
+                self.is_done = true;
+                fs::remove_file(&self.beside)?;
+                sync_folder(folder_of(&self.place))
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(error),
+            Err(_) if fs::symlink_metadata(&self.place).is_ok() => {
+                Err(io::ErrorKind::AlreadyExists.into())
+            }
+            // A file system without second names.
+            Err(_) => self.finish(),
+        }
+    }
+}
+
 impl Write for NewFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.file.write(bytes)
@@ -197,6 +225,21 @@ mod tests {
         assert!(error.contains("a device"), "{error}");
         let error = write_whole(folder.path(), b"x").expect_err("a folder");
         assert!(error.to_string().contains("a folder"), "{error}");
+    }
+
+    /// Of two that write the same new file one does, and the other is told.
+    #[test]
+    fn a_new_file_replaces_nothing() {
+        let folder = tempfile::TempDir::new().expect("a folder");
+        let place = folder.path().join("a");
+        let [mut first, mut second] = [(); 2].map(|()| NewFile::create(&place).expect("creates"));
+        first.write_all(b"one").expect("writes");
+        second.write_all(b"two").expect("writes");
+        first.finish_new().expect("nothing is there");
+        let error = second.finish_new().expect_err("something is there");
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&place).expect("reads"), b"one");
+        assert_eq!(names(folder.path()), ["a"]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! are refused by field.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::Path;
 
 use formats::gguf::{GgmlType, Gguf, GgufValue, Imatrix, ImatrixEntry, TensorToWrite, write};
@@ -36,6 +37,10 @@ fn what_is_written_is_read() {
     assert_eq!(file.tensor("blk.0.ffn_up_exps.weight.in_sum2").expect("there").shape, [4, 6]);
     assert_eq!(file.tensor("blk.0.ffn_up_exps.weight.counts").expect("there").shape, [4, 1]);
     let none = Imatrix { entries: BTreeMap::new(), ..some() };
+    let said = none.write(&path).expect_err("taken").to_string();
+    assert!(said.contains("choose another path"), "{said}");
+    assert_eq!(Imatrix::read(&path).expect("as it was"), some());
+    fs::remove_file(&path).expect("goes");
     none.write(&path).expect("writes");
     let said = Imatrix::read(&path).expect_err("nothing in it").to_string();
     assert!(said.contains("at least one entry"), "{said}");
@@ -56,6 +61,8 @@ fn file(path: &Path, kind: &str, tensors: &[(&str, &[usize], &[f32])]) {
             shape: shape.to_vec(),
         })
         .collect();
+    // Each case in the place of the one before.
+    let _ = fs::remove_file(path);
     write(path, &settings, &listed, |i| {
         Ok(tensors[i].2.iter().flat_map(|value| value.to_le_bytes()).collect())
     })
@@ -91,6 +98,7 @@ fn files_that_lie_are_refused() {
         let said = Imatrix::read(&path).expect_err("lies").to_string();
         assert!(needles.iter().all(|needle| said.contains(needle)), "{needles:?}: {said}");
     }
+    fs::remove_file(&path).expect("goes");
     some().write(&path).expect("writes");
     let whole = std::fs::read(&path).expect("reads");
     for length in [0, 3, 23, 100, whole.len() - 32] {
@@ -101,6 +109,7 @@ fn files_that_lie_are_refused() {
     std::fs::write(&path, [1, 0, 0, 0, 1, 0, 0, 0, b'a', 1, 0, 0, 0]).expect("writes");
     let said = Imatrix::read(&path).expect_err("of old").to_string();
     assert!(said.contains("magic"), "{said}");
+    fs::remove_file(&path).expect("goes");
     let half = TensorToWrite { name: "a.in_sum2".into(), kind: GgmlType::F16, shape: vec![1] };
     let settings = [(KIND.to_owned(), GgufValue::String(IMATRIX.to_owned()))];
     let counts = TensorToWrite { name: "a.counts".into(), kind: GgmlType::F32, shape: vec![1] };

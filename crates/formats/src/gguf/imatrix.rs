@@ -46,11 +46,11 @@ pub struct Imatrix {
 }
 
 impl Imatrix {
-    /// Writes the file beside `path` and renames it into place.
+    /// Writes the file beside `path` and gives it its name.
     ///
     /// # Errors
-    /// An entry whose sums are no whole rows for its counts, names that are the same, or what the
-    /// file system refuses.
+    /// An entry whose sums are no whole rows for its counts, names that are the same, a path that is
+    /// taken, or what the file system refuses.
     pub fn write(&self, path: &Path) -> Result<()> {
         let settings = [
             (KIND.to_owned(), GgufValue::String(IMATRIX.to_owned())),

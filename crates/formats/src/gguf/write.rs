@@ -67,7 +67,7 @@ impl TensorToWrite {
     }
 }
 
-/// Writes a GGUF file of version 3 beside `path` and renames it into place. `data(i)` gives the
+/// Writes a GGUF file of version 3 beside `path` and gives it its name, over nothing that is there. `data(i)` gives the
 /// bytes of the i-th tensor; it is called once for each, in order, so that one tensor at a time is
 /// in memory.
 ///
@@ -83,7 +83,7 @@ pub fn write(
     let header = header(path, settings, tensors)?;
     let mut file = NewFile::create(path).map_err(io_at(path, "create"))?;
     write_file(path, &mut file, &header, tensors, &mut data)?;
-    file.finish().map_err(io_at(path, "write"))
+    file.finish_new().map_err(io_at(path, "write"))
 }
 
 fn write_file(
