@@ -25,6 +25,7 @@ mod inspect_trace;
 mod launch;
 mod numbers;
 mod output;
+mod own_process;
 mod places;
 mod plan;
 mod progress;

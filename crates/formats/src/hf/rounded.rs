@@ -68,7 +68,11 @@ pub(super) fn packed(
     }
     let groups = rounding.group.map_or(1, |group| d / group.max(1));
     if rounding.group.is_some_and(|group| group == 0 || !d.is_multiple_of(group)) {
-        let expected = format!("rows of whole groups of {}", rounding.group.unwrap_or(0));
+        let group = rounding.group.unwrap_or(0);
+        let expected = format!(
+            "rows of whole groups of {group}, or one scale a row, as int8-row has it: \
+             compressed-tensors cuts no group short"
+        );
         return wrong(&expected, format!("rows of {d}"));
     }
     if codes.len() != n * d || scales.len() != n * groups || !(1..=8).contains(&rounding.bits) {
@@ -124,7 +128,8 @@ impl Targets {
         Self { packed: Vec::new(), whole: 0 }
     }
 
-    /// Counts a tensor.
+    /// Notes how a tensor is stored: a matrix of a layer that is not packed keeps its module out of
+    /// the patterns.
     pub(super) fn add(&mut self, tensor: &StoredTensor, rounding: Option<Rounding>) {
         let of_layer = |(role, _): &(TensorRole, _)| matches!(role, TensorRole::Layer(..));
         match rounding {

@@ -85,6 +85,8 @@ pub fn write(
             .collect::<Result<_>>()?;
     let path = folder.join(WEIGHTS);
     let (mut entries, mut targets) = (Vec::new(), Targets::new());
+    // Codes are packed once for what the header says and again when they are written, so that those
+    // of one matrix are in memory at a time.
     for tensor in &named {
         let packed = packed(&path, tensor, weights, form.neighbours_turn)?;
         targets.add(tensor, packed.as_ref().map(|packed| packed.rounding));

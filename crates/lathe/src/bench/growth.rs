@@ -2,16 +2,16 @@
 //! context, depth and batch. Every point is a process of its own, so that its peak memory is its
 //! own; in decoding, memory is weights, keys and values.
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use indicatif::ProgressBar;
 use report::{Chart, Page, Series, Table, human_bytes};
 use serde_json::{Value, json};
 use train::Recipe;
 
 use super::arguments::BenchGrowth;
-use crate::{output, recipe};
+use crate::{output, own_process, recipe};
 
 /// One axis: what grows, what is measured, and the settings of each point.
 struct Axis {
@@ -168,17 +168,7 @@ fn words(model: &str, point: &Point, options: &BenchGrowth) -> Vec<String> {
 
 /// Runs a point in a process of its own.
 fn measure(model: &str, point: &Point, options: &BenchGrowth) -> Result<Found> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command.args(words(model, point, options));
-    let output = command.output().context("starting a process for a point")?;
-    if !output.status.success() {
-        bail!(
-            "`lathe bench {} {model}` failed:\n{}",
-            point.arguments.join(" "),
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-    let answer: Value = serde_json::from_slice(&output.stdout)?;
+    let answer = own_process::json(own_process::command()?.args(words(model, point, options)))?;
     let result = &answer["results"][0];
     if point.is_step() {
         return Ok(Found {

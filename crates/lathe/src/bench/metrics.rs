@@ -4,12 +4,12 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use cpu_time::ProcessTime;
 use data::{Corpus, Split, Windows};
 use engine::{Generation, Sampler, Scoring};
@@ -20,14 +20,16 @@ use serde_json::{Value, json};
 use train::{WindowChoice, in_chunks, score_rule};
 
 use super::arguments::BenchMetrics;
-use super::subject::{Subject, subject};
-use crate::output;
+use super::subject::{Subject, resident_memory, subject};
+use crate::{output, own_process};
 
 /// How often memory is looked at.
 const EVERY: Duration = Duration::from_millis(5);
 
 /// Runs `lathe bench metrics`: one round of one model in this process, others in turns.
 pub(crate) fn run(options: &BenchMetrics) -> Result<ExitCode> {
+    // Ahead of minutes with the first ones.
+    options.model.iter().try_for_each(|model| must_be_stored(model))?;
     let found = match options.model.as_slice() {
         [model] if options.rounds == 1 => vec![vec![alone(model, options)?]],
         _ => in_turns(options)?,
@@ -63,7 +65,7 @@ fn in_turns(options: &BenchMetrics) -> Result<Vec<Vec<Value>>> {
 
 /// One round of the same program on one model.
 fn in_a_process(model: &str, options: &BenchMetrics) -> Result<Value> {
-    let mut command = Command::new(std::env::current_exe()?);
+    let mut command = own_process::command()?;
     command.args(["bench", "metrics", model, "--rounds", "1", "--json", "--data"]);
     command.arg(&options.data);
     let numbers = [
@@ -76,23 +78,22 @@ fn in_a_process(model: &str, options: &BenchMetrics) -> Result<Value> {
     for (flag, number) in numbers {
         command.arg(flag).arg(number.to_string());
     }
-    let output = command.output().context("starting a process for a model")?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        bail!("{}", said.trim().trim_start_matches("error: "));
-    }
-    let mut said: Value = serde_json::from_slice(&output.stdout)?;
-    Ok(said["results"][0]["rounds"][0].take())
+    Ok(own_process::json(&mut command)?["results"][0]["rounds"][0].take())
 }
 
-/// What one model takes, in this process.
-fn alone(model: &str, options: &BenchMetrics) -> Result<Value> {
+/// Refuses presets and recipes, and what is not there.
+fn must_be_stored(model: &str) -> Result<()> {
     let path = Path::new(model);
     ensure!(
         path.is_dir() || convert::is_foreign(path),
         "{model} is no folder, expected a checkpoint or a run: fresh weights have no quality that \
          could be compared"
     );
+    Ok(())
+}
+
+/// What one model takes, in this process.
+fn alone(model: &str, options: &BenchMetrics) -> Result<Value> {
     let subject = subject(model, &[], None)?;
     let tokenizer = subject.tokenizer.as_ref().context("checkpoints have a tokenizer")?;
     let corpus = Corpus::open(&options.data, Split::Validation)
@@ -195,19 +196,13 @@ fn answer(subject: &Subject, text: &[u32], options: &BenchMetrics) -> Result<usi
 fn mean_memory(done: &AtomicBool) -> Option<f64> {
     let (mut sum, mut count) = (0.0, 0.0);
     loop {
-        sum += resident_bytes()?;
+        sum += resident_memory()? as f64;
         count += 1.0;
         if done.load(Ordering::Relaxed) {
             return Some(sum / count);
         }
         thread::sleep(EVERY);
     }
-}
-
-fn resident_bytes() -> Option<f64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmRSS"))?;
-    Some(line.split_whitespace().nth(1)?.parse::<f64>().ok()? * 1024.0)
 }
 
 /// Joules that the packages of the processors have taken since some moment, by the counters of
@@ -349,13 +344,23 @@ mod tests {
         assert!(middle("c", vec![json!({})], None).is_err());
     }
 
+    /// All models are looked at ahead of the first one's minutes.
+    #[test]
+    fn what_is_no_checkpoint_is_refused() {
+        assert!(must_be_stored(env!("CARGO_MANIFEST_DIR")).is_ok());
+        for name in ["cpu-1m-moe", "nowhere/at-all"] {
+            let error = must_be_stored(name).expect_err(name).to_string();
+            assert!(error.contains(name) && error.contains("expected a checkpoint"), "{error}");
+        }
+    }
+
     #[test]
     fn memory_is_watched_until_the_end() {
         let done = AtomicBool::new(true);
-        let now = resident_bytes();
+        let now = resident_memory();
         let mean = mean_memory(&done);
         if let (Some(now), Some(mean)) = (now, mean) {
-            assert!(mean > 1e6 && mean < 4.0 * now, "{mean} {now}");
+            assert!(mean > 1e6 && mean < 4.0 * now as f64, "{mean} {now}");
         }
     }
 }

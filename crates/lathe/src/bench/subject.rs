@@ -65,9 +65,19 @@ pub(crate) fn random_ids(seed: u64, count: usize, vocab: usize) -> Vec<u32> {
     (0..count).map(|_| (stream.next_u64() % vocab as u64) as u32).collect()
 }
 
-/// The largest resident size of this process so far.
+/// The largest resident size of this process so far, in bytes.
 pub(crate) fn peak_memory() -> Option<u64> {
+    status_bytes("VmHWM")
+}
+
+/// The resident size of this process now, in bytes.
+pub(crate) fn resident_memory() -> Option<u64> {
+    status_bytes("VmRSS")
+}
+
+/// A size that Linux tells of this process; nothing on other systems.
+fn status_bytes(name: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|l| l.starts_with("VmHWM"))?;
+    let line = status.lines().find(|line| line.starts_with(name))?;
     Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
 }

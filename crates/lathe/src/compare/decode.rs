@@ -1,13 +1,13 @@
 //! Tokens a second of the engine with the models that were trained.
 
 use std::path::Path;
-use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::plan::{Entry, Plan};
 use super::write_json;
+use crate::own_process;
 use crate::sweep::{Job, State, different};
 
 /// Sequences that run at the same time.
@@ -83,17 +83,13 @@ fn list(bench: &Value) -> Vec<Value> {
 fn bench(runs: &[&Job]) -> Result<Value> {
     let room = runs.iter().map(|job| job.recipe.model.context).min().unwrap_or(0);
     let new = NEW.min(room.saturating_sub(PROMPT)).max(2);
-    let mut command = Command::new(std::env::current_exe()?);
+    let mut command = own_process::command()?;
     command.args(["bench", "decode"]).args(runs.iter().map(|job| &job.dir));
     let batches = BATCHES.map(|batch| batch.to_string()).join(",");
     let numbers = [PROMPT, new, rayon::current_num_threads()].map(|number| number.to_string());
     command.args(["--batch", &batches, "--context", &numbers[0], "--tokens", &numbers[1]]);
     command.args(["--rounds", "2", "--json", "--threads", &numbers[2]]);
-    let output = command.output().context("starting a process to decode")?;
-    if !output.status.success() {
-        bail!("`lathe bench decode` failed:\n{}", String::from_utf8_lossy(&output.stderr));
-    }
-    Ok(serde_json::from_slice(&output.stdout)?)
+    own_process::json(&mut command)
 }
 
 impl Decoding {

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
@@ -11,8 +11,8 @@ use anyhow::{Context, Result};
 use super::board::{Board, Lane};
 use super::job::{Failure, Job, State, Taken};
 use super::worker::{News, STOP, Task};
-use crate::memory;
 use crate::signals::Asked;
+use crate::{memory, own_process};
 
 /// How runs are run.
 #[derive(Clone, Copy, Debug)]
@@ -120,7 +120,7 @@ impl Pool {
 /// Runs one to its end and says how it ended, with no word where it is saved.
 fn one(job: &Job, threads: usize, asked: &Asked, lane: &Lane<'_>) -> Result<String> {
     job.note_failure(None)?;
-    let mut child = Command::new(std::env::current_exe()?)
+    let mut child = own_process::command()?
         .args(["--threads", &threads.to_string(), "train-point"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
