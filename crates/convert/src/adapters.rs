@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use model::ModelConfig;
-use model::adapters::Replaced;
+use model::adapters::{Replaced, UsedMatrix};
 use model::layout::{LayerPlan, LayerUse};
 use model::params::{ParamPlace, Part};
 use model::rng::{Purpose, Stream, name_place};
@@ -35,7 +35,8 @@ pub(crate) fn fit(
     for at in plan.unrolled() {
         for base in linears(config, at.stored) {
             let ParamPlace::Layer { part, .. } = base.place else { continue };
-            let specs = settings.specs(&sizes, plan, at, &base);
+            let site = UsedMatrix { sizes: &sizes, plan, at, base: &base };
+            let specs = settings.specs(site);
             let Some(first) = specs.first() else { continue };
             let Some((own, shared)) = matrices(at, &base.place) else { continue };
             let (n, d) = base.shape;
@@ -48,7 +49,7 @@ pub(crate) fn fit(
                 truncated: &mut |a, rank| truncated(a, n, d, rank, &mut dice),
             };
             let factors: BTreeMap<_, _> = settings.approximate(&mut replaced).into_iter().collect();
-            let merged = settings.merged(&base, &shared, &|factor| factors.get(&factor).cloned());
+            let merged = settings.merged(site, &shared, &|factor| factors.get(&factor).cloned());
             if let Some(merged) = merged {
                 made.merged.insert((at.layer, part), merged);
             }

@@ -51,9 +51,11 @@ const KNOWN: &[Known] = &[
     },
     Known {
         table: "relax",
-        kinds: "none lora dora mola loha lokr ia3 miss vera wara encoding",
+        kinds: "none lora dora mola dynmole loha lokr ia3 miss mos vera wara encoding",
         fields: "rank alpha rank_stabilized rank_pattern alpha_pattern parts layers skip_first \
-                 experts top_k factor inputs ranks projection_seed initial",
+                 from_token experts top_k factor inputs ranks projection_seed initial \
+                 entropy_index threshold top_p entropy_weight balance_weight budget \
+                 own_rank shards selection_seed",
     },
     Known {
         table: "mlp",

@@ -14,6 +14,7 @@ Rows of all sequences are packed, `[T, width]`, without padding. `T` counts rows
 queries, `G` heads of keys and values, `D` columns of a head (of values `V`), `E` experts.
 """
 
+import collections
 import inspect
 import functools
 import math
@@ -56,6 +57,7 @@ FORMULAS = {
     "lokr": ["lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b"],
     "ia3": ["ia3_l"],
     "miss": ["miss_block"],
+    "mos": ["own_a", "own_b", "pool_a", "pool_b"],
     "vera": ["vera_lambda_b", "vera_lambda_d"],
     "wara": [f"{factor}.{band}" for band in range(4) for factor in ("down", "up")],
 }
@@ -74,6 +76,22 @@ def haar(matrix):
     low, high = matrix.chunk(2)
     pairs = torch.stack([low + high, low - high], 1) / math.sqrt(2.0)
     return pairs.reshape(matrix.shape)
+
+
+def taken_by_entropy(p, relax):
+    """All probabilities of rows whose Tsallis entropy is above a threshold; of others the largest,
+    while their sum is at most a share, and some at least.
+    """
+    q, wide = relax["entropy_index"], p.double()
+    if q == 1:
+        entropy = -(wide * wide.clamp_min(1e-300).log()).sum(1, keepdim=True)
+    else:
+        entropy = (1 - (wide**q).sum(1, keepdim=True)) / (q - 1)
+    sorted_p, order = wide.sort(dim=1, descending=True, stable=True)
+    kept = sorted_p.cumsum(1) <= relax["top_p"]
+    kept[:, : relax["top_k"]] = True
+    kept = torch.zeros_like(kept).scatter(1, order, kept)
+    return p * (kept | (entropy > relax["threshold"]))
 
 
 def haar_bands(leaves, relax, shape):
@@ -222,6 +240,34 @@ def projected(leaves, relax, shape):
     b = projection("vera_B", seed, n, rank, rank).to(a.device)
     outer, inner = leaves["vera_lambda_b"][0], relax["initial"] * leaves["vera_lambda_d"][0]
     return outer[:, None] * ((b * inner) @ a)
+
+
+@functools.lru_cache(maxsize=None)
+def selection(name, seed, part, pool, count):
+    """The first numbers of a pool that is shuffled by the dice of an address."""
+    place, found = 0xCBF29CE484222325, list(range(pool))
+    for byte in name.encode():
+        place = ((place ^ byte) * 0x100000001B3) & Dice.MASK
+    dice = Dice(seed, 0, place, part, purpose=Dice.INIT)
+    for at in range(count):
+        other = at + int(dice.uniform() * (pool - at))
+        found[at], found[other] = found[other], found[at]
+    return found[:count]
+
+
+def sharded(leaves, relax, part, use):
+    """What a pair of low rank adds whose rows are put together of shards."""
+    sides = []
+    for side in ("b", "a"):
+        own, pool = leaves.get(f"own_{side}"), leaves.get(f"pool_{side}")
+        shards = [] if own is None else [own]
+        if pool is not None:
+            count = (relax["rank"] - relax["own_rank"]) * relax["shards"]
+            name = f"mos.{part}.{side}"
+            taken = selection(name, relax["selection_seed"], use, pool.shape[0], count)
+            shards.append(pool[taken])
+        sides.append(torch.cat(shards).reshape(relax["rank"], -1))
+    return relax["alpha"] / relax["rank"] * sides[0].T @ sides[1]
 
 
 def unrolled(model):
@@ -476,6 +522,7 @@ class LatheForCausalLM(PreTrainedModel, GenerationMixin):
     # Layers.
 
     def layers_forward(self, uses, x, rows, cache):
+        self.tokens = rows.token
         for use in uses:
             x = self.attention(use, x, rows, cache)
             h = self.normed(use, "ffn_norm", x)
@@ -513,12 +560,21 @@ class LatheForCausalLM(PreTrainedModel, GenerationMixin):
         return y + self.weight(name)[0] if self.has(name) else y
 
     def linear(self, use, part, h):
-        """A matrix of a layer with what its use adds."""
+        """A matrix of a layer with what its use adds to the rows of some tokens or of all."""
+        y = self.adapted_product(use, part, h)
+        first = self.recipe["relax"].get("from_token", 0)
+        if first == 0:
+            return y
+        stored = h @ self.weight(f"layers.{use.stored}.{part}").T
+        return torch.where((self.tokens >= first)[:, None], y, stored)
+
+    def adapted_product(self, use, part, h):
         w = self.weight(f"layers.{use.stored}.{part}")
         relax = self.recipe["relax"]
         name = f"relax.{use.stored}.{part}.{use.recursion}"
         if relax["kind"] in FORMULAS:
-            return h @ self.adapted(name, relax, part, w).T
+            uses = self.adapted_uses(relax, part) if relax["kind"] == "mos" else []
+            return h @ self.adapted(name, relax, part, w, uses).T
         scale = self.scale(f"layers.{use.stored}.{part}", relax)
         if self.has(f"{name}.score"):
             return h @ w.T + self.mixed_adapters(name, relax, scale, h)
@@ -540,12 +596,29 @@ class LatheForCausalLM(PreTrainedModel, GenerationMixin):
         alpha = of_pattern(relax["alpha_pattern"], weight, relax["alpha"])
         return alpha / (rank**0.5 if relax["rank_stabilized"] else rank)
 
-    def adapted(self, name, relax, part, w):
+    def adapted_uses(self, relax, part):
+        """The uses that have an adapter of a matrix, as the beginnings of their tensors' names."""
+        uses = self.before + sum(self.blocks, []) + self.after
+        often = collections.Counter(use.stored for use in uses)
+        found = []
+        for use in uses:
+            reached = relax["layers"] == "all" or often[use.stored] > 1
+            skipped = relax["skip_first"] and use.recursion == 0
+            no_keys = self.recipe["kv"] == "shared" and use.recursion > 0
+            if reached and not skipped and not (no_keys and part.startswith("key_value")):
+                found.append((use.stored, use.recursion))
+        return [f"relax.{stored}.{part}.{recursion}" for stored, recursion in sorted(found)]
+
+    def adapted(self, name, relax, part, w, uses):
         """The matrix that a formula makes of a stored one, in double precision."""
-        leaves = {}
+        if uses and name not in uses:
+            return w
+        leaves, use_number = {}, uses.index(name) if uses else 0
         for leaf in FORMULAS[relax["kind"]]:
-            if self.has(f"{name}.{leaf}"):
-                leaves[leaf] = self.weight(f"{name}.{leaf}").double()
+            # Tensors that several uses share stand with the first.
+            for start in [name] + uses[:1]:
+                if leaf not in leaves and self.has(f"{start}.{leaf}"):
+                    leaves[leaf] = self.weight(f"{start}.{leaf}").double()
         if not leaves:
             return w
         m, kind = w.double(), relax["kind"]
@@ -556,6 +629,8 @@ class LatheForCausalLM(PreTrainedModel, GenerationMixin):
             block = leaves["miss_block"]
             inputs = torch.arange(m.shape[1]) % block.shape[0]
             return (m + block[inputs].T).to(w.dtype)
+        if kind == "mos":
+            return (m + sharded(leaves, relax, part, use_number)).to(w.dtype)
         if kind == "vera":
             return (m + projected(leaves, relax, m.shape)).to(w.dtype)
         if kind == "wara":
@@ -573,8 +648,11 @@ class LatheForCausalLM(PreTrainedModel, GenerationMixin):
     def mixed_adapters(self, name, relax, scale, h):
         """Of several low-rank adapters those with the highest scores, weighted by their softmax."""
         z = h @ self.weight(f"{name}.score").T
-        top, chosen = z.topk(relax["top_k"], dim=1)
-        weight = torch.zeros_like(z).scatter(1, chosen, torch.softmax(top, 1))
+        if relax["kind"] == "dynmole":
+            weight = taken_by_entropy(torch.softmax(z, 1), relax)
+        else:
+            top, chosen = z.topk(relax["top_k"], dim=1)
+            weight = torch.zeros_like(z).scatter(1, chosen, torch.softmax(top, 1))
         y = 0.0
         for k in range(z.shape[1]):
             low = h @ self.weight(f"{name}.down.{k}").T

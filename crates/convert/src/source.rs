@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use model::adapters::Relaxation;
+use model::adapters::{Relaxation, UsedMatrix};
 use model::layout::{LayerPlan, LayerUse};
 use model::params::{BufferSpec, ParamPlace, ParamSpec};
 use model::{KvMode, Model, ModelConfig, Sizes};
@@ -64,12 +64,15 @@ impl<'a> SourceModel<'a> {
         let place = place.in_layer(at.stored, norm);
         let (base, shared) = self.weights.get(&place)?;
         let (shared, settings) = (shared.read(), self.config.relax.settings());
-        let ParamPlace::Layer { part, .. } = place else { return Some(shared) };
-        if settings.specs(&self.sizes, self.plan, at, base).is_empty() {
+        if !matches!(place, ParamPlace::Layer { .. }) {
             return Some(shared);
         }
-        let factors = |factor| self.kept(&ParamPlace::adapter(at, part, factor));
-        settings.merged(base, &shared, &factors)
+        let site = UsedMatrix { sizes: &self.sizes, plan: self.plan, at, base };
+        if !settings.adapts(site) {
+            return Some(shared);
+        }
+        let factors = |factor| self.kept(&settings.place(site, factor)?);
+        settings.merged(site, &shared, &factors)
     }
 
     /// Its mean over some layers; a copy if it is one.

@@ -139,10 +139,10 @@ impl Attention {
             None => x_td.clone(),
         };
         let seen_tm = match &self.latent {
-            Some(latent) => latent.of_queries(h_td.clone(), at, pass),
+            Some(latent) => latent.of_queries(h_td.clone(), rows, at, pass),
             None => h_td.clone(),
         };
-        let q_tn = self.query.apply(seen_tm, at, pass);
+        let q_tn = self.query.apply(seen_tm, rows, at, pass);
         let q_tn = self.placed(q_tn, self.query_norm.as_ref(), self.heads.heads, rows, at, pass);
         let view = self.keys_and_values(h_td, rows, at, pass);
         let view = match self.window {
@@ -151,9 +151,9 @@ impl Attention {
         };
         let y_tn = view.attend(pass.ops, q_tn, self.heads, self.sinks.as_deref());
         if self.join.is_sum() {
-            return self.output.add(y_tn, x_td, at, pass);
+            return self.output.add(y_tn, x_td, rows, at, pass);
         }
-        let y_td = self.output.apply(y_tn, at, pass);
+        let y_td = self.output.apply(y_tn, rows, at, pass);
         self.join.add(x_td, y_td, at, pass.ops)
     }
 
@@ -192,7 +192,7 @@ impl Attention {
         if let Some(latent) = &self.latent {
             return latent.keys_and_values(h_td, (&self.key_value, self.heads), rows, at, pass);
         }
-        let kv_tn = self.key_value.apply(h_td, at, pass);
+        let kv_tn = self.key_value.apply(h_td, rows, at, pass);
         self.placed(kv_tn, self.key_norm.as_ref(), self.heads.kv_heads, rows, at, pass)
     }
 

@@ -265,6 +265,7 @@ impl ModelConfig {
     /// What routers, MLPs and adapters may read of it.
     pub fn sizes(&self) -> Sizes {
         Sizes {
+            vocab: self.vocab_size,
             width: self.width,
             layers: self.layers,
             heads: self.heads,

@@ -80,9 +80,15 @@ impl Latent {
     }
 
     /// What queries come out of.
-    pub(crate) fn of_queries(&self, h_td: Tensor2, at: &DepthRuns, pass: &mut Pass<'_>) -> Tensor2 {
+    pub(crate) fn of_queries(
+        &self,
+        h_td: Tensor2,
+        rows: &Rows,
+        at: &DepthRuns,
+        pass: &mut Pass<'_>,
+    ) -> Tensor2 {
         let Some((linear, norm)) = &self.query else { return h_td };
-        let c_tm = linear.apply(h_td, at, pass);
+        let c_tm = linear.apply(h_td, rows, at, pass);
         norm.forward(c_tm, at, pass.ops)
     }
 
@@ -96,7 +102,7 @@ impl Latent {
         pass: &mut Pass<'_>,
     ) -> Tensor2 {
         let (ops, m) = (pass.ops, self.sizes.key_value);
-        let both_tn = self.key_value.apply(h_td, at, pass);
+        let both_tn = self.key_value.apply(h_td, rows, at, pass);
         let shared_tr = ops.columns_of(both_tn.clone(), m..m + self.sizes.turned);
         let shared_tr = match &self.rotary {
             Some(rotary) => ops.rotate(shared_tr, rotary, 1, &rows.position),
@@ -104,7 +110,7 @@ impl Latent {
         };
         let c_tm = self.norm.forward(ops.columns_of(both_tn, 0..m), at, ops);
         let c_tm = if self.scale == 1.0 { c_tm } else { ops.times(c_tm, self.scale) };
-        let expanded_tn = up.apply(c_tm, at, pass);
+        let expanded_tn = up.apply(c_tm, rows, at, pass);
         ops.join_heads(expanded_tn, shared_tr, heads)
     }
 }

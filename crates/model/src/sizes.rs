@@ -7,6 +7,8 @@ use crate::layout::Sharing;
 /// What members may read of a recipe: its fields of the same names.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sizes {
+    /// Tokens of the vocabulary.
+    pub vocab: usize,
     /// Width `d` of the residual stream.
     pub width: usize,
     /// Layers that a row of full depth goes through.

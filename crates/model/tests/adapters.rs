@@ -5,7 +5,7 @@ mod common;
 use common::{fixed, fresh};
 use model::adapters::Relaxation;
 use model::adapters::lora::{self, AdaptedLayers};
-use model::adapters::{dora, mola};
+use model::adapters::{UsedMatrix, dora, dynmole, mola, mos};
 use model::cost::{Convention, forward_flops, nominal_capacities, parameters};
 use model::params::{Group, ParamPlace};
 use model::table::specs;
@@ -121,6 +121,16 @@ fn impossible_relaxations_are_refused() {
         change(&mut settings);
         with(Relaxation::Mola(settings), Sharing::Cycle)
     };
+    let mos = |change: &dyn Fn(&mut mos::Config)| {
+        let mut settings = mos::Config::default();
+        change(&mut settings);
+        with(Relaxation::Mos(settings), Sharing::Cycle)
+    };
+    let dynmole = |change: &dyn Fn(&mut dynmole::Config)| {
+        let mut settings = dynmole::Config::default();
+        change(&mut settings);
+        with(Relaxation::Dynmole(settings), Sharing::Cycle)
+    };
     for (config, field) in [
         (lora(&|c| c.rank = 0), "relax.rank"),
         (lora(&|c| c.rank = 33), "relax.rank"),
@@ -143,6 +153,28 @@ fn impossible_relaxations_are_refused() {
         (mola(&|c| c.experts.clear()), "relax.experts"),
         (mola(&|c| c.experts = vec![257]), "relax.experts"),
         (mola(&|c| c.adapter.rank = 33), "relax.rank"),
+        (lora(&|c| c.from_token = 1000), "relax.from_token"),
+        (mos(&|c| c.rank = 0), "relax.rank"),
+        // Six uses share a pool: 1 + (4 - 1) * 6.
+        (mos(&|c| c.rank = 20), "relax.rank"),
+        (mos(&|c| c.budget = 0), "relax.budget"),
+        (mos(&|c| c.budget = 9), "relax.budget"),
+        (mos(&|c| c.own_rank = 4), "relax.own_rank"),
+        (mos(&|c| c.shards = 0), "relax.shards"),
+        (mos(&|c| c.shards = 3), "relax.shards"),
+        (mos(&|c| c.alpha = 0.0), "relax.alpha"),
+        (dynmole(&|c| c.entropy_index = 0.0), "relax.entropy_index"),
+        (dynmole(&|c| c.entropy_index = 2.1), "relax.entropy_index"),
+        (dynmole(&|c| c.entropy_index = f64::NAN), "relax.entropy_index"),
+        (dynmole(&|c| c.threshold = 0.0), "relax.threshold"),
+        // Eight even probabilities have 1.8775.
+        (dynmole(&|c| c.threshold = 1.878), "relax.threshold"),
+        (dynmole(&|c| c.experts = vec![2]), "relax.threshold"),
+        (dynmole(&|c| c.top_p = 1.0), "relax.top_p"),
+        (dynmole(&|c| c.top_k = 0), "relax.top_k"),
+        (dynmole(&|c| c.top_k = 8), "relax.top_k"),
+        (dynmole(&|c| c.entropy_weight = -1.0), "relax.entropy_weight"),
+        (dynmole(&|c| c.balance_weight = f64::INFINITY), "relax.balance_weight"),
         (with(Relaxation::Encoding(Default::default()), Sharing::None), "relax.kind"),
         (with(Relaxation::Dora(Default::default()), Sharing::None), "relax.layers"),
     ] {
@@ -307,13 +339,15 @@ fn whatever_merges_computes_the_same_merged() {
             };
             let at = uses[layer];
             let (base, shared) = kept(&spec.place.in_layer(at.stored, 0)).expect("stored");
-            let ParamPlace::Layer { part, .. } = spec.place else { return Ok(shared) };
-            if settings.specs(&config.sizes(), plan, at, &base).is_empty() {
+            if spec.place.part().is_none() {
                 return Ok(shared);
             }
-            let factors =
-                |factor| kept(&ParamPlace::adapter(at, part, factor)).map(|(_, values)| values);
-            let merged = settings.merged(&base, &shared, &factors);
+            let site = UsedMatrix { sizes: &config.sizes(), plan, at, base: &base };
+            if !settings.adapts(site) {
+                return Ok(shared);
+            }
+            let factors = |factor| kept(&settings.place(site, factor)?).map(|(_, values)| values);
+            let merged = settings.merged(site, &shared, &factors);
             merges &= merged.is_some();
             Ok(merged.unwrap_or(shared))
         })
@@ -353,4 +387,78 @@ fn a_changed_weight_changes_the_lengths() {
         assert_ne!(before, after, "{name}");
         assert_eq!(after, run(&anew.expect("legal")), "{name}");
     }
+}
+
+/// The same adapters for the rows of tokens from this one on.
+fn from_token(config: &ModelConfig, first: usize) -> Option<ModelConfig> {
+    let mut relax = serde_json::to_value(&config.relax).expect("plain data");
+    *relax.get_mut("from_token")? = first.into();
+    let relax = serde_json::from_value(relax).expect("the same kind");
+    Some(ModelConfig { relax, ..config.clone() })
+}
+
+/// Rows of tokens before the first one that adapters change have the bits of the model without
+/// adapters, as long as they see no others; with a first token below all, adapters are whole.
+#[test]
+fn rows_of_earlier_tokens_keep_their_bits() {
+    let (old, new): (Vec<u32>, Vec<u32>) = ids(4, 40).into_iter().partition(|&id| id < 20);
+    let tokens: Vec<u32> = old[..8].iter().chain(&new[..4]).copied().collect();
+    let run = |config: &ModelConfig, tokens: &[u32]| {
+        let rows = Rows::batch(1, tokens.len());
+        at_once(&fresh(config), tokens, &rows, &How::by(&Rule::NonCausal)).logits
+    };
+    let mut seen = 0;
+    for relax in testkit::adapters(&ModelConfig::default().mlp) {
+        let whole = with(relax, Sharing::Cycle);
+        let (Some(masked), Some(whole)) = (from_token(&whole, 20), from_token(&whole, 0)) else {
+            continue;
+        };
+        let plain = run(&with(Relaxation::NONE, Sharing::Cycle), &tokens);
+        let (found, of_all) = (run(&masked, &tokens), run(&whole, &tokens));
+        let before = plain.len() / tokens.len() * 8;
+        assert!(found[..before] == plain[..before], "{:?}", masked.relax);
+        let differ = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() == 0.0);
+        assert!(!differ(&found[before..], &plain[before..]), "{:?}", masked.relax);
+        assert!(!differ(&found[before..], &of_all[before..]), "{:?}", masked.relax);
+        assert!(run(&masked, &new[..6]) == run(&whole, &new[..6]), "{:?}", masked.relax);
+        seen += 1;
+    }
+    assert!(seen > 20, "{seen} adapters");
+}
+
+/// All uses of shards together store what LoRA of the budget's rank stores; and where a use has
+/// shards of its own alone, one a row, it is LoRA.
+#[test]
+fn shards_cost_their_budget_and_alone_are_lora() {
+    let numbers = |config: &ModelConfig| -> usize {
+        let table = specs(config, &config.check().expect("legal"));
+        table.iter().filter(|s| s.name.starts_with("relax.")).map(|s| s.count()).sum()
+    };
+    let lora = lora::Config { rank: 4, alpha: 6.0, ..lora::Config::default() };
+    let lora = with(Relaxation::Lora(lora), Sharing::Cycle);
+    for (own_rank, shards) in [(0, 4), (1, 2), (3, 8)] {
+        let mos = mos::Config { rank: 8, budget: 4, own_rank, shards, ..mos::Config::default() };
+        assert_eq!(numbers(&with(Relaxation::Mos(mos), Sharing::Cycle)), numbers(&lora));
+    }
+    let mos = mos::Config {
+        rank: 4,
+        budget: 4,
+        own_rank: 4,
+        shards: 1,
+        alpha: 6.0,
+        ..Default::default()
+    };
+    let mos = fresh(&with(Relaxation::Mos(mos), Sharing::Cycle));
+    let same = model::Model::build(&lora, |spec| {
+        let name = spec.name.replace(".down", ".own_a").replace(".up", ".own_b");
+        let found = mos.weights().iter().find(|(other, _)| other.name == name).expect("the same");
+        let (values, (n, rank)) = (found.1.read(), spec.shape);
+        let turned = (0..n * rank).map(|i| values[(i % rank) * n + i / rank]).collect();
+        let is_up = spec.name.ends_with(".up");
+        Ok::<_, model::ConfigError>(if is_up { turned } else { values })
+    });
+    let (tokens, rows) = (ids(4, 12), Rows::batch(1, 12));
+    let run =
+        |model: &model::Model| at_once(model, &tokens, &rows, &How::by(&Rule::NonCausal)).logits;
+    close(&run(&mos), &run(&same.expect("legal")), 5e-5, "shards of a use's own alone");
 }

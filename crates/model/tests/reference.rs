@@ -341,6 +341,8 @@ fn costs_are_the_products_of_the_formulas() {
         // row to row.
         let of_experts = &json["mlp"]["router"];
         let differs = of_experts["kind"] == "top_p" || of_experts["kind"] == "expert_choice";
+        let masked = config.relax.settings().from_token() > 0;
+        let differs = differs || masked || config.relax.kind() == "dynmole";
         let mean = of_experts["balance"] == "budget" || differs;
         if json["router"]["sampling"] == "aux_router" || sees_others || drops || mean {
             continue;
@@ -442,6 +444,9 @@ fn gradients_are_slopes_of_the_formulas() {
                 loss += of_experts("pooled_weight") * mean("expert_pooled");
                 loss += of_experts("group_weight") * mean("expert_group_balance");
                 loss += of_experts("entropy_weight") * mean("expert_entropy");
+                let of_adapters = |name: &str| json["relax"][name].as_f64().unwrap_or(0.0);
+                loss += of_adapters("entropy_weight") * mean("adapter_entropy");
+                loss += of_adapters("balance_weight") * mean("adapter_balance");
                 if json["router"]["balance"] == "loss" {
                     // The shares of rows are constants.
                     let scores = reference::RouterLosses {

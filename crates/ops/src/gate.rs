@@ -85,6 +85,22 @@ impl Ops {
         ((lse - (p * z).sum_dim(1)) * weights).sum().reshape([1, 1])
     }
 
+    /// `sum_t weights[t] * S_q(softmax(z[t]))`, as a 1 x 1 tensor: the Tsallis entropy
+    /// `S_q(p) = (1 - sum_i p_i^q) / (q - 1)` for `q` above 0, which for `q = 1` is that of
+    /// [`Ops::entropy_loss`].
+    pub fn tsallis_loss(self, z: Tensor2, q: f32, weights_t: Vec<f32>) -> Tensor2 {
+        if q == 1.0 {
+            return self.entropy_loss(z, weights_t);
+        }
+        if self == Ops::Fast {
+            return apply(TsallisLoss { q: f64::from(q), weights: weights_t }, [z]);
+        }
+        let rows = weights_t.len();
+        let weights = constant(weights_t, rows, 1, &z.device());
+        let sums_t1 = activation::softmax(z, 1).powf_scalar(q).sum_dim(1);
+        (sums_t1.neg().add_scalar(1.0) * weights).sum().reshape([1, 1]).div_scalar(q - 1.0)
+    }
+
     /// `sum_ij x[i,j] * factors[i,j]` as a 1 x 1 tensor: linear loss terms such as load balance.
     pub fn weighted_sum(self, x: Tensor2, factors: Vec<f32>) -> Tensor2 {
         if self == Ops::Fast {
@@ -229,6 +245,41 @@ impl FastOp<1> for EntropyLoss {
         let of_rows = values_mut(&mut p).chunks_exact_mut(n.max(1));
         for ((p, z), (mean, w)) in of_rows.zip(values(&z).chunks_exact(n.max(1))).zip(rows) {
             p.iter_mut().zip(z).for_each(|(p, z)| *p *= -factor * w * (z - mean as f32));
+        }
+        [Some(p)]
+    }
+}
+
+#[derive(Clone, Debug)]
+struct TsallisLoss {
+    q: f64,
+    weights: Vec<f32>,
+}
+
+impl FastOp<1> for TsallisLoss {
+    type Saved = Raw;
+
+    fn forward(&self, [z]: [Raw; 1]) -> (Raw, Raw) {
+        let ((t, n), q) = (dims(&z), self.q);
+        let p = probabilities(z, &vec![1.0; t]);
+        let sums = values(&p)
+            .chunks_exact(n.max(1))
+            .map(|p| p.iter().map(|&p| f64::from(p).powf(q)).sum());
+        let entropies = sums.map(|sum: f64| (1.0 - sum) / (q - 1.0));
+        let loss = total(entropies.zip(&self.weights).map(|(s, &w)| f64::from(w) * s));
+        (loss, p)
+    }
+
+    /// `w (a_i - p_i sum_j a_j)` for each logit, with `a_i = p_i dS/dp_i = -q p_i^q / (q - 1)`,
+    /// which is finite where p is 0.
+    fn backward(&self, mut p: Raw, g: Raw, _: [bool; 1], _: Option<Raw>) -> [Option<Raw>; 1] {
+        let ((_, n), factor, q) = (dims(&p), f64::from(values(&g)[0]), self.q);
+        for (p, &w) in values_mut(&mut p).chunks_exact_mut(n.max(1)).zip(&self.weights) {
+            let a: Vec<f64> = p.iter().map(|&p| -q * f64::from(p).powf(q) / (q - 1.0)).collect();
+            let (sum, factor) = (a.iter().sum::<f64>(), factor * f64::from(w));
+            for (p, a) in p.iter_mut().zip(&a) {
+                *p = (factor * (a - f64::from(*p) * sum)) as f32;
+            }
         }
         [Some(p)]
     }

@@ -46,7 +46,8 @@ pub(crate) trait FastOp<const N: usize>: Clone + Send + Debug + 'static {
 
     /// The input that another operation, downstream of this one's output, also reads: its gradient
     /// has then already arrived when this backward runs, and can be added to in place (the residual
-    /// stream).
+    /// stream). Where it has not, as that operation reads rows gathered from it, there is none
+    /// earlier.
     fn continues(&self) -> Option<usize> {
         None
     }
@@ -67,7 +68,7 @@ impl<const N: usize, O: FastOp<N>> Backward<Flex, N> for Step<O, N> {
         let earlier = op
             .continues()
             .and_then(|i| step.parents[i].clone())
-            .filter(|parent| !parent.parents.is_empty())
+            .filter(|parent| !parent.parents.is_empty() && has_arrived(parent.id))
             .map(|parent| {
                 leaves(parent.id);
                 contiguous(gradients.consume::<Flex>(&parent))
@@ -97,6 +98,11 @@ thread_local! {
 /// Whether `node` now has a gradient for the first time.
 fn arrives(node: NodeId) -> bool {
     ARRIVED.with_borrow_mut(|arrived| arrived.insert(node))
+}
+
+/// Whether a gradient of one of our operations waits at `node`.
+fn has_arrived(node: NodeId) -> bool {
+    ARRIVED.with_borrow(|arrived| arrived.contains(&node))
 }
 
 /// To be called for each gradient that is read.

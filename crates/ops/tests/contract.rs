@@ -374,6 +374,13 @@ fn routing(t: usize) -> Vec<Case> {
     cases.push(case("entropy_loss", vec![d.matrix(t, 4)], vec![], move |o, x, _| {
         o.entropy_loss(x[0].clone(), entropies.clone())
     }));
+    for q in [0.5, 1.0, 1.1, 2.0] {
+        let each = each.clone();
+        let name = format!("tsallis_loss of {q}");
+        cases.push(case(&name, vec![d.matrix(t, 4)], vec![], move |o, x, _| {
+            o.tsallis_loss(x[0].clone(), q, each.clone())
+        }));
+    }
     for columns in [1, 3] {
         let each = each.clone();
         cases.push(case(

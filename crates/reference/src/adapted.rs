@@ -9,11 +9,11 @@ type Leaves<'a> = dyn Fn(&str) -> Option<&'a Matrix> + 'a;
 /// The matrix that a use computes with, for kinds that are a formula over `w`; `None` for others.
 pub(crate) fn adapted(
     relax: &Settings,
-    part: &str,
+    (part, number): (&str, usize),
     w: &Matrix,
     leaves: &Leaves<'_>,
 ) -> Option<Matrix> {
-    let leaf = |name: &str| leaves(name).unwrap_or_else(|| panic!("no {name}"));
+    let leaf = |name: &str| found(leaves, name);
     let entry: Box<dyn Fn(usize, usize, f64) -> f64> = match relax.text("kind") {
         "loha" => {
             let scale = relax.number("alpha") / relax.number("rank");
@@ -55,21 +55,20 @@ pub(crate) fn adapted(
                 w + outer[o] * initial * terms.sum::<f64>()
             })
         }
+        "mos" => {
+            let scale = relax.number("alpha") / relax.number("rank");
+            let (a, b) = (
+                shards(relax, (part, number), "a", leaves),
+                shards(relax, (part, number), "b", leaves),
+            );
+            Box::new(move |o, i, w| {
+                w + scale * (0..a.rows).map(|k| b.row(k)[o] * a.row(k)[i]).sum::<f64>()
+            })
+        }
         "wara" => {
-            let ranks = relax.counts("ranks");
-            let scale = relax.number("alpha") / ranks.iter().sum::<usize>() as f64;
             let (n, d) = (w.rows, w.columns);
-            let coefficients = made(n, d, |p, q| {
-                let quarter = ranks.len() == 4;
-                let (half, side) = (n / 2, d / 2);
-                let band = if quarter { 2 * (p / half) + q / side } else { 0 };
-                if ranks[band] == 0 {
-                    return 0.0;
-                }
-                let (up, down) = (leaf(&format!("up.{band}")), leaf(&format!("down.{band}")));
-                let at = if quarter { (p % half, q % side) } else { (p, q) };
-                low(up, down, at.0, at.1)
-            });
+            let scale = relax.number("alpha") / relax.counts("ranks").iter().sum::<usize>() as f64;
+            let coefficients = bands(relax, (n, d), leaves);
             Box::new(move |o, i, w| {
                 let mut sum = 0.0;
                 for (p, by_output) in [(o / 2, false), (n / 2 + o / 2, o % 2 == 1)] {
@@ -86,6 +85,48 @@ pub(crate) fn adapted(
     Some(made(w.rows, w.columns, |o, i| entry(o, i, w.row(o)[i])))
 }
 
+/// The rows of A or of B of a mixture of shards: own shards, then those that dice took of the pool.
+fn shards(
+    relax: &Settings,
+    (part, number): (&str, usize),
+    side: &str,
+    leaves: &Leaves<'_>,
+) -> Matrix {
+    let own = found(leaves, &format!("own_{side}"));
+    let pool = found(leaves, &format!("pool_{side}"));
+    let (rank, pieces) = (relax.count("rank"), relax.count("shards"));
+    let (seed, name) = (relax.count("selection_seed") as u64, format!("mos.{part}.{side}"));
+    let all = chosen(seed, &name, number, pool.rows, rank * pieces - own.rows);
+    made(rank, pieces * own.columns, |k, at| {
+        let (place, column) = (k * pieces + at / own.columns, at % own.columns);
+        match place.checked_sub(own.rows) {
+            None => own.row(place)[column],
+            Some(place) => pool.row(all[place])[column],
+        }
+    })
+}
+
+fn found<'a>(leaves: &Leaves<'a>, name: &str) -> &'a Matrix {
+    leaves(name).unwrap_or_else(|| panic!("no {name}"))
+}
+
+/// What pairs of low rank say of a matrix in the basis of a Haar step.
+fn bands(relax: &Settings, (n, d): (usize, usize), leaves: &Leaves<'_>) -> Matrix {
+    let ranks = relax.counts("ranks");
+    made(n, d, |p, q| {
+        let quarter = ranks.len() == 4;
+        let (half, side) = (n / 2, d / 2);
+        let band = if quarter { 2 * (p / half) + q / side } else { 0 };
+        if ranks[band] == 0 {
+            return 0.0;
+        }
+        let (up, down) =
+            (found(leaves, &format!("up.{band}")), found(leaves, &format!("down.{band}")));
+        let at = if quarter { (p % half, q % side) } else { (p, q) };
+        low(up, down, at.0, at.1)
+    })
+}
+
 /// An entry of `a b`.
 fn low(a: &Matrix, b: &Matrix, o: usize, i: usize) -> f64 {
     a.row(o).iter().enumerate().map(|(k, a)| a * b.row(k)[i]).sum()
@@ -98,15 +139,28 @@ fn made(rows: usize, columns: usize, entry: impl Fn(usize, usize) -> f64) -> Mat
 
 /// Numbers of an address, row by row, uniform within `sqrt(6 / width)`.
 fn dice(seed: u64, name: &str, (rows, columns): (usize, usize), width: usize) -> Matrix {
+    let bound = (6.0 / width as f64).sqrt();
+    made(rows, columns, |row, column| bound * (2.0 * die(seed, name, row, column) - 1.0))
+}
+
+/// Number `at` of part `part` of an address, in [0, 1).
+fn die(seed: u64, name: &str, part: usize, at: usize) -> f64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     name.bytes().for_each(|b| hash = (hash ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3));
     // Purpose 1, the beginnings of weights; step 0.
     let all = [1, 0, hash].into_iter().fold(mix(seed.wrapping_add(STEP)), word);
-    let bound = (6.0 / width as f64).sqrt();
-    made(rows, columns, |row, column| {
-        let place = word(all, row as u64).wrapping_add(STEP.wrapping_mul(column as u64 + 1));
-        bound * (2.0 * ((mix(place) >> 11) as f64 / (1u64 << 53) as f64) - 1.0)
-    })
+    let place = word(all, part as u64).wrapping_add(STEP.wrapping_mul(at as u64 + 1));
+    (mix(place) >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// The first `count` of `pool` numbers shuffled by the dice of an address (Fisher and Yates).
+fn chosen(seed: u64, name: &str, part: usize, pool: usize, count: usize) -> Vec<usize> {
+    let mut all: Vec<usize> = (0..pool).collect();
+    for at in 0..count {
+        all.swap(at, at + (die(seed, name, part, at) * (pool - at) as f64) as usize);
+    }
+    all.truncate(count);
+    all
 }
 
 /// What SplitMix64 adds before each number.

@@ -126,6 +126,7 @@ impl Layers<'_> {
         let dense = settings.text("kind") == "dense" || !has_experts(&settings, stored);
         if dense {
             for (h, row) in h.iter().zip(rows) {
+                self.id = row.id;
                 let y = self.dense(stored, recursion, &settings, h);
                 self.join(stored, "ffn_after_norm", of_use, &y, &mut row.x);
                 row.before = h.clone();
@@ -150,6 +151,7 @@ impl Layers<'_> {
         self.choose_rows(&router, count, &mut choices);
         self.drop_choices(&router, count, &mut choices);
         for (((h, row), choice), own) in h.iter().zip(rows).zip(&choices).zip(own) {
+            self.id = row.id;
             let mut y = self.experts(stored, recursion, &settings, h, choice);
             if shortcut {
                 add(&mut y, &self.dense(stored, recursion, &settings, own));

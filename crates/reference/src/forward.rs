@@ -77,7 +77,7 @@ pub fn forward(
     let mut rows = Vec::new();
     for (position, &id) in ids.iter().enumerate() {
         let x = embed.row(id as usize).iter().map(|x| entry * x).collect();
-        rows.push(Row { position, x, remembered: Vec::new(), before: Vec::new() });
+        rows.push(Row { id: id as usize, position, x, remembered: Vec::new(), before: Vec::new() });
     }
     let (mut depths, mut losses) = (vec![config.recursions(); ids.len()], RouterLosses::default());
     let count = config.count("layers");
@@ -110,6 +110,7 @@ pub fn forward(
         logits.push(z.map(|z| if cap > 0.0 { cap * (z / cap).tanh() } else { z }).collect());
     }
     losses.means.extend(layers.pool.loss().map(|loss| ("expert_pooled", loss)));
+    layers.adapter_losses();
     losses.means.extend(std::mem::take(&mut layers.losses));
     Found { logits, depths, losses, products: layers.products, margin: layers.margin }
 }

@@ -11,6 +11,7 @@ use crate::settings::Settings;
 /// A row on its way: its position and its state.
 #[derive(Clone, Debug)]
 pub(crate) struct Row {
+    pub(crate) id: usize,
     pub(crate) position: usize,
     pub(crate) x: Vec<f64>,
     /// What the routers over experts remember of its way; empty for nothing.
@@ -39,8 +40,38 @@ pub(crate) struct Layers<'a> {
     pub(crate) compares: bool,
     /// Losses of the routers of layers, added up over the layers and their uses.
     pub(crate) losses: BTreeMap<&'static str, f64>,
+    /// What rows took of the adapters of a matrix, by the use's name.
+    mixtures: BTreeMap<String, Taken>,
+    /// The token of the row that is worked out.
+    pub(crate) id: usize,
     /// What experts of all layers took.
     pub(crate) pool: Pool,
+}
+
+/// The uses of a matrix with tensors of their own, layer by layer.
+fn relax_uses(weights: &BTreeMap<String, Matrix>, part: &str) -> Vec<(usize, usize)> {
+    let mut uses = Vec::new();
+    for name in weights.keys() {
+        let words: Vec<&str> = name.split('.').collect();
+        if let ["relax", stored, of, recursion, _] = words[..]
+            && of == part
+            && let (Ok(stored), Ok(recursion)) = (stored.parse(), recursion.parse())
+        {
+            uses.push((stored, recursion));
+        }
+    }
+    uses.sort_unstable();
+    uses.dedup();
+    uses
+}
+
+/// What rows took of the adapters of a matrix.
+#[derive(Default)]
+struct Taken {
+    rows: f64,
+    entropy: f64,
+    p: Vec<f64>,
+    w: Vec<f64>,
 }
 
 impl<'a> Layers<'a> {
@@ -55,6 +86,8 @@ impl<'a> Layers<'a> {
             expert_bias: Vec::new(),
             compares: false,
             losses: BTreeMap::new(),
+            mixtures: BTreeMap::new(),
+            id: 0,
             pool: Pool::default(),
         }
     }
@@ -181,6 +214,7 @@ impl<'a> Layers<'a> {
         let own = self.memory(stored, recursion, of_use, rows);
         let mut normed = Vec::new();
         for row in rows.iter_mut() {
+            self.id = row.id;
             let h = self.normed(stored, "attention_norm", of_use, &row.x);
             let y = self.attend((stored, recursion, of_use), &h, row.position, &own);
             let y = self.linear(stored, "output", recursion, &y);
@@ -205,6 +239,7 @@ impl<'a> Layers<'a> {
             return memory;
         }
         for row in rows {
+            self.id = row.id;
             let h = self.normed(stored, "attention_norm", of_use, &row.x);
             if self.config.group("attention").value("kv_rank", 0.0) > 0.0 {
                 let kept = self.out_of_latent((stored, recursion, of_use), &h, row.position);
@@ -345,9 +380,18 @@ impl<'a> Layers<'a> {
         let relax = self.config.table("relax");
         let use_of = format!("relax.{stored}.{part}.{recursion}");
         let of_use = format!("{use_of}.");
+        if self.id < relax.value("from_token", 0.0) as usize {
+            return self.times(&name, x);
+        }
         if self.weights.keys().any(|name| name.starts_with(&of_use)) {
-            let found = adapted(&relax, part, self.weight(&name), &|leaf: &str| {
-                self.weights.get(&format!("{use_of}.{leaf}"))
+            let all = relax_uses(self.weights, part);
+            let number = all.iter().position(|at| *at == (stored, recursion)).unwrap_or_default();
+            let found = adapted(&relax, (part, number), self.weight(&name), &|leaf: &str| {
+                // Tensors of several uses stand with the first.
+                let of_all = all.first().map(|(s, r)| format!("relax.{s}.{part}.{r}.{leaf}"));
+                let own = self.weights.get(&format!("{use_of}.{leaf}"));
+                let of_all = of_all.filter(|_| leaf.starts_with("pool_"));
+                own.or_else(|| self.weights.get(&of_all?))
             });
             if let Some(matrix) = found {
                 self.products += (matrix.rows * matrix.columns) as u64;
@@ -373,9 +417,62 @@ impl<'a> Layers<'a> {
                     self.add_pair(&down, &up, w * scale, x, &mut y);
                 }
             }
+            "dynmole" if self.weights.contains_key(&format!("{use_of}.score")) => {
+                let scale = relax.scale(&name);
+                let p = softmax(&self.times(&format!("{use_of}.score"), x));
+                let w = self.taken_adapters(&relax, &use_of, &p);
+                for (k, w) in w.into_iter().enumerate().filter(|(_, w)| *w > 0.0) {
+                    let (down, up) = (format!("{use_of}.down.{k}"), format!("{use_of}.up.{k}"));
+                    self.add_pair(&down, &up, w * scale, x, &mut y);
+                }
+            }
             _ => {}
         }
         y
+    }
+
+    /// DynMoLE: the probability of each adapter that a row takes, 0 for the others.
+    fn taken_adapters(&mut self, relax: &Settings, use_of: &str, p: &[f64]) -> Vec<f64> {
+        let q = relax.number("entropy_index");
+        let entropy = match q {
+            1.0 => -p.iter().map(|p| p * p.ln()).sum::<f64>(),
+            q => (1.0 - p.iter().map(|p| p.powf(q)).sum::<f64>()) / (q - 1.0),
+        };
+        let mut order: Vec<usize> = (0..p.len()).collect();
+        order.sort_by(|&a, &b| p[b].total_cmp(&p[a]));
+        let unsure = entropy > relax.number("threshold");
+        self.margin = self.margin.min((entropy - relax.number("threshold")).abs());
+        let (mut w, mut sum) = (vec![0.0; p.len()], 0.0);
+        for (place, &k) in order.iter().enumerate() {
+            sum += p[k];
+            let is_first = place < relax.count("top_k");
+            if unsure || is_first || sum <= relax.number("top_p") {
+                w[k] = p[k];
+            } else if w[order[place - 1]] > 0.0 {
+                self.margin = self.margin.min(p[order[place - 1]] - p[k]);
+            }
+            if !unsure && !is_first {
+                self.margin = self.margin.min((sum - relax.number("top_p")).abs());
+            }
+        }
+        let all = self.mixtures.entry(use_of.to_owned()).or_default();
+        all.rows += 1.0;
+        all.entropy += entropy;
+        all.p.resize(p.len(), 0.0);
+        all.w.resize(p.len(), 0.0);
+        add(&mut all.p, p);
+        add(&mut all.w, &w);
+        w
+    }
+
+    /// The means of these over the rows of each use, with their losses.
+    pub(crate) fn adapter_losses(&mut self) {
+        for all in std::mem::take(&mut self.mixtures).into_values() {
+            *self.losses.entry("adapter_entropy").or_default() += all.entropy / all.rows;
+            let products = all.p.iter().zip(&all.w).map(|(p, w)| p * w).sum::<f64>();
+            let balance = all.p.len() as f64 * products / (all.rows * all.rows);
+            *self.losses.entry("adapter_balance").or_default() += balance;
+        }
     }
 
     fn add_pair(&mut self, down: &str, up: &str, scale: f64, x: &[f64], y: &mut [f64]) {

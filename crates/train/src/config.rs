@@ -2,6 +2,7 @@
 //! read.
 
 use model::ModelConfig;
+use model::adapters::UsedMatrix;
 use model::params::Group;
 use model::table::specs;
 use serde::{Deserialize, Serialize};
@@ -421,8 +422,9 @@ impl Recipe {
         let mut bytes = 0;
         for at in plan.unrolled() {
             for base in model::table::linears(model, at.stored) {
-                let adapter = model.relax.settings().specs(&model.sizes(), &plan, at, &base);
-                bytes += if adapter.is_empty() { 0 } else { 4 * base.count() as u64 };
+                let site = UsedMatrix { sizes: &model.sizes(), plan: &plan, at, base: &base };
+                let adapts = model.relax.settings().adapts(site);
+                bytes += if adapts { 4 * base.count() as u64 } else { 0 };
             }
         }
         Ok(bytes)

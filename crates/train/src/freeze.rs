@@ -106,7 +106,7 @@ pub(crate) fn check_format(recipe: &Recipe) -> Result<(), TrainError> {
     if config.relax.settings().keeps_matrices() {
         let expected = format!(
             "\"f32\" beside adapters of kind {}, which keep an f32 matrix for each that they \
-             change; lora, dora and mola do not",
+             change; lora, dora, mola and dynmole do not",
             config.relax.kind()
         );
         return refuse(FORMAT, found, expected);

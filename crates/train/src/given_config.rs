@@ -47,6 +47,7 @@ const LATER: &[&str] = &[
     "model.mlp.shortcut",
     "model.mlp.zero_experts",
     "model.relax.alpha_pattern",
+    "model.relax.from_token",
     "model.relax.layers",
     "model.relax.rank_pattern",
     "model.relax.rank_stabilized",

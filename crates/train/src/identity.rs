@@ -9,7 +9,7 @@ use crate::{Opened, TrainError};
 /// Fields that came when runs were on record, and the value of each that says what every run before
 /// had. There they are left out, so that such a run is the run that it was. A new field of the
 /// recipe belongs here.
-fn later() -> [(&'static str, &'static str, Value); 16] {
+fn later() -> [(&'static str, &'static str, Value); 17] {
     [
         ("/train", "shards", json!(1)),
         ("/train", "consistency_weight", json!(0.0)),
@@ -27,6 +27,7 @@ fn later() -> [(&'static str, &'static str, Value); 16] {
         ("/model/relax", "rank_stabilized", json!(false)),
         ("/model/relax", "rank_pattern", json!({})),
         ("/model/relax", "alpha_pattern", json!({})),
+        ("/model/relax", "from_token", json!(0)),
     ]
 }
 

@@ -1,6 +1,9 @@
 //! Every option of a recipe changes what a run leaves behind, or is refused. The list of options
 //! comes from the recipe itself, so one that is missing in the table below fails here.
 
+#[path = "options/adapters.rs"]
+mod adapters;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -211,72 +214,6 @@ const TABLE: &[Line] = &[
     ("model.router(token_choice).gate_on", &[HALF], r#""every_pass""#, Changes),
     ("model.router(random).alpha", &[], "0.5", Changes),
     ("model.router(random).capacities", &[], "[1.0, 0.5, 0.25]", Changes),
-    ("model.relax.kind", &[], r#""lora""#, Changes),
-    ("model.relax.kind", &[], r#""dora""#, Changes),
-    ("model.relax.kind", &[], r#""mola""#, Changes),
-    ("model.relax.kind", &[], r#""loha""#, Changes),
-    ("model.relax.kind", &[], r#""lokr""#, Changes),
-    ("model.relax.kind", &[], r#""ia3""#, Changes),
-    ("model.relax.kind", &[], r#""miss""#, Changes),
-    ("model.relax.kind", &[], r#""vera""#, Changes),
-    ("model.relax.kind", &[], r#""wara""#, Changes),
-    ("model.relax.kind", &[], r#""encoding""#, Changes),
-    ("model.relax(lora).rank", &[], "2", Changes),
-    ("model.relax(lora).alpha", &[], "4.0", Changes),
-    ("model.relax(lora).rank_stabilized", &[], "true", Changes),
-    ("model.relax(lora).rank_pattern", &[], r#"{"layers.*.query":2}"#, Changes),
-    ("model.relax(lora).alpha_pattern", &[], r#"{"layers.*.query":4.0}"#, Changes),
-    ("model.relax(lora).parts", &[], r#"["query"]"#, Changes),
-    ("model.relax(lora).layers", &[], r#""all""#, Changes),
-    ("model.relax(lora).skip_first", &[], "true", Changes),
-    ("model.relax(dora).rank", &[], "2", Changes),
-    ("model.relax(dora).alpha", &[], "4.0", Changes),
-    ("model.relax(dora).rank_stabilized", &[], "true", Changes),
-    ("model.relax(dora).rank_pattern", &[], r#"{"layers.*.query":2}"#, Changes),
-    ("model.relax(dora).alpha_pattern", &[], r#"{"layers.*.query":4.0}"#, Changes),
-    ("model.relax(dora).parts", &[], r#"["query"]"#, Changes),
-    ("model.relax(dora).layers", &[], r#""all""#, Changes),
-    ("model.relax(dora).skip_first", &[], "true", Changes),
-    ("model.relax(mola).rank", &[], "2", Changes),
-    ("model.relax(mola).alpha", &[], "4.0", Changes),
-    ("model.relax(mola).rank_stabilized", &[], "true", Changes),
-    ("model.relax(mola).rank_pattern", &[], r#"{"layers.*.query":2}"#, Changes),
-    ("model.relax(mola).alpha_pattern", &[], r#"{"layers.*.query":4.0}"#, Changes),
-    ("model.relax(mola).parts", &[], r#"["query"]"#, Changes),
-    ("model.relax(mola).layers", &[], r#""all""#, Changes),
-    ("model.relax(mola).skip_first", &[], "true", Changes),
-    ("model.relax(mola).experts", &[], "[3]", Changes),
-    ("model.relax(mola).top_k", &[], "3", Changes),
-    ("model.relax(loha).rank", &[], "2", Changes),
-    ("model.relax(loha).alpha", &[], "4.0", Changes),
-    ("model.relax(loha).parts", &[], r#"["query"]"#, Changes),
-    ("model.relax(loha).layers", &[], r#""all""#, Changes),
-    ("model.relax(loha).skip_first", &[], "true", Changes),
-    ("model.relax(lokr).rank", &[], "2", Changes),
-    ("model.relax(lokr).alpha", &[], "4.0", Changes),
-    ("model.relax(lokr).factor", &[], "2", Changes),
-    ("model.relax(lokr).parts", &[], r#"["query"]"#, Changes),
-    ("model.relax(lokr).layers", &[], r#""all""#, Changes),
-    ("model.relax(lokr).skip_first", &[], "true", Changes),
-    ("model.relax(ia3).parts", &[], r#"["query", "down"]"#, Changes),
-    ("model.relax(ia3).inputs", &[], r#"["key_value"]"#, Changes),
-    ("model.relax(ia3).layers", &[], r#""all""#, Changes),
-    ("model.relax(ia3).skip_first", &[], "true", Changes),
-    ("model.relax(miss).rank", &[], "2", Changes),
-    ("model.relax(miss).parts", &[], r#"["query"]"#, Changes),
-    ("model.relax(miss).layers", &[], r#""all""#, Changes),
-    ("model.relax(miss).skip_first", &[], "true", Changes),
-    ("model.relax(vera).rank", &[], "2", Changes),
-    ("model.relax(vera).projection_seed", &[], "2", Changes),
-    ("model.relax(vera).initial", &[], "0.3", Changes),
-    ("model.relax(vera).parts", &[], r#"["query"]"#, Changes),
-    ("model.relax(vera).layers", &[], r#""all""#, Changes),
-    ("model.relax(vera).skip_first", &[], "true", Changes),
-    ("model.relax(wara).ranks", &[], "[2]", Changes),
-    ("model.relax(wara).alpha", &[], "4.0", Changes),
-    ("model.relax(wara).parts", &[], r#"["query"]"#, Changes),
-    ("model.relax(wara).layers", &[], r#""all""#, Changes),
-    ("model.relax(wara).skip_first", &[], "true", Changes),
     ("start.checkpoint", &[], r#""@other""#, Changes),
     ("start.fingerprint", &[START], r#""0123""#, Refused("fingerprint")),
     ("data.dir", &[], r#""@more""#, Changes),
@@ -333,6 +270,11 @@ const PAIRS: &[(&str, &str)] =
     &[("model.layers", "6"), ("model.sharing", r#""cycle""#), ("model.mlp.every", "2")];
 const HALF: (&str, &str) = ("model.router.alpha", "0.5");
 const RUNNING: &[(&str, &str)] = &[("model.router.causal", r#""running""#)];
+
+/// Every line.
+fn table() -> impl Iterator<Item = &'static Line> {
+    TABLE.iter().chain(adapters::TABLE)
+}
 
 /// The recipe that all runs begin with.
 fn base(place: &Path) -> Value {
@@ -539,7 +481,7 @@ fn set_list(recipe: &mut Value, list: &str, value: Value) {
 
 #[test]
 fn every_option_of_a_recipe_is_in_the_table() {
-    let listed: BTreeSet<String> = TABLE.iter().map(|line| line.0.to_owned()).collect();
+    let listed: BTreeSet<String> = table().map(|line| line.0.to_owned()).collect();
     let missing: Vec<_> = options().difference(&listed).cloned().collect();
     assert!(missing.is_empty(), "no line in the table says what these do: {missing:#?}");
     let unknown: Vec<_> = listed.difference(&options()).cloned().collect();
@@ -553,7 +495,7 @@ fn every_option_of_a_recipe_does_something_or_is_refused() {
     prepare(place);
     let mut wrong = Vec::new();
     let mut known: BTreeMap<String, BTreeMap<String, Vec<u8>>> = BTreeMap::new();
-    for (number, line) in TABLE.iter().enumerate() {
+    for (number, line) in table().enumerate() {
         let (option, _, value, effect) = line;
         let [plain, changed] = pair(line, place);
         if let Elsewhere(file, test) = effect {

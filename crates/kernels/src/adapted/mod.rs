@@ -5,6 +5,7 @@ mod bands;
 mod entrywise;
 mod kronecker;
 mod repeated;
+mod shards;
 mod small;
 mod vectors;
 
@@ -12,6 +13,7 @@ pub use bands::{BAND_DOWN, BAND_UP, LowRankBands};
 pub use entrywise::{ENTRYWISE, EntrywiseProduct};
 pub use kronecker::{KRONECKER, KroneckerFactor, KroneckerProduct};
 pub use repeated::{MISS_BLOCK, MultipliedBlocks, RepeatedBlock};
+pub use shards::{MOS_OWN, MOS_POOL, ShardedPair, Shards};
 pub use small::{
     add, dot, entrywise, inverse, product, product_of_columns, product_of_rows, transposed,
 };
@@ -154,6 +156,20 @@ mod tests {
                 "multiplied blocks",
                 vec![(MISS_BLOCK, 3 * 4)],
                 Box::new(|t| Box::new(MultipliedBlocks { blocks: t[0].clone(), rank: 2 }) as _),
+            ),
+            (
+                "shards",
+                vec![(MOS_OWN[0], 4), (MOS_OWN[1], 3), (MOS_POOL[0], 5 * 4), (MOS_POOL[1], 5 * 3)],
+                Box::new(|t| {
+                    let side = |of: usize, selected: &[usize], width| Shards {
+                        own: t[of].clone(),
+                        pool: t[2 + of].clone(),
+                        selected: selected.to_vec(),
+                        width,
+                    };
+                    let (a, b) = (side(0, &[4, 0, 2], INTO / 2), side(1, &[1, 4, 3], OUT / 2));
+                    Box::new(ShardedPair { a, b, rank: 2, scale: 1.5 }) as _
+                }),
             ),
             (
                 "bands",

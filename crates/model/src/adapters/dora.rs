@@ -7,11 +7,12 @@ use ops::{Tensor2, Weight};
 use serde::{Deserialize, Serialize};
 
 use super::lora::{self, Pair};
-use super::member::{Adapter, AdapterSettings, Factors, Matrices, Replaced};
+use super::member::{Adapter, AdapterSettings, Factors, Matrices, Replaced, UsedMatrix};
 use crate::error::ConfigError;
-use crate::layout::{LayerPlan, LayerUse};
-use crate::params::{Factor, Group, Init, ParamPlace, ParamSpec};
+use crate::layout::LayerPlan;
+use crate::params::{Factor, Group, Init, ParamSpec};
 use crate::pass::Pass;
+use crate::rows::Rows;
 use crate::sizes::Sizes;
 
 /// `[1, n]`: the magnitudes, relative to those of the adapted matrix.
@@ -32,39 +33,39 @@ impl AdapterSettings for Config {
         self.0.check(sizes, plan, matrices)
     }
 
-    fn specs(
-        &self,
-        sizes: &Sizes,
-        plan: &LayerPlan,
-        at: LayerUse,
-        base: &ParamSpec,
-    ) -> Vec<ParamSpec> {
-        let mut table = self.0.specs(sizes, plan, at, base);
-        if let (false, ParamPlace::Layer { part, .. }) = (table.is_empty(), &base.place) {
-            let place = ParamPlace::adapter(at, *part, MAGNITUDE);
-            table.push(ParamSpec::new(place, (1, base.shape.0), Init::Ones, Group::Norm));
+    fn specs(&self, site: UsedMatrix<'_>) -> Vec<ParamSpec> {
+        let mut table = self.0.specs(site);
+        if let (false, Some(place)) = (table.is_empty(), site.own(MAGNITUDE)) {
+            table.push(ParamSpec::new(place, (1, site.base.shape.0), Init::Ones, Group::Norm));
         }
         table
     }
 
     fn build(
         &self,
-        base: &ParamSpec,
+        site: UsedMatrix<'_>,
         _: &[ParamSpec],
         take: &mut dyn FnMut(Factor) -> Arc<Weight>,
     ) -> Option<Box<dyn Adapter>> {
-        let pair = Pair::take(self.0.scale_of(&base.name), lora::DOWN, lora::UP, take);
+        let pair = Pair::take(self.0.scale_of(&site.base.name), lora::DOWN, lora::UP, take);
         Some(Box::new(Dora { pair, magnitude: take(MAGNITUDE), ratios: Mutex::default() }))
     }
 
-    fn merges(&self) -> bool {
-        true
+    fn from_token(&self) -> u32 {
+        self.0.from_token
     }
 
-    fn merged(&self, base: &ParamSpec, w: &[f32], factors: &Factors<'_>) -> Option<Vec<f32>> {
-        let columns = base.shape.1;
+    fn merges(&self) -> bool {
+        self.0.merges()
+    }
+
+    fn merged(&self, site: UsedMatrix<'_>, w: &[f32], factors: &Factors<'_>) -> Option<Vec<f32>> {
+        if !self.merges() {
+            return None;
+        }
+        let columns = site.base.shape.1;
         let magnitude = factors(MAGNITUDE)?;
-        let mut merged = lora::sum(w, columns, self.0.scale_of(&base.name), factors)?;
+        let mut merged = lora::sum(w, columns, self.0.scale_of(&site.base.name), factors)?;
         let own = lengths(w, columns);
         for (n, row) in merged.chunks_exact_mut(columns).enumerate() {
             let length = row.iter().map(|x| x * x).sum::<f64>().sqrt().max(f64::MIN_POSITIVE);
@@ -135,6 +136,7 @@ impl Adapter for Dora {
         weight: &Weight,
         h_td: Tensor2,
         residual_tn: Option<Tensor2>,
+        _: &Rows,
         pass: &mut Pass<'_>,
     ) -> Tensor2 {
         let ops = pass.ops;

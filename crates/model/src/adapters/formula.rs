@@ -8,12 +8,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ops::formulas::{Affine, LearnedChange};
 use ops::{AdaptedWeight, AdapterLeaf, Tensor2, Weight};
 
-use super::member::{Adapter, AdapterSettings, Factors, Matrices};
+use super::member::{Adapter, AdapterSettings, Factors, Matrices, UsedMatrix};
 use super::places::Sites;
 use crate::error::ConfigError;
 use crate::layout::{LayerPlan, LayerUse};
-use crate::params::{Factor, Group, Init, ParamPlace, ParamSpec, Part};
+use crate::params::{Factor, Group, Init, ParamSpec, Part};
 use crate::pass::Pass;
+use crate::rows::Rows;
 use crate::sizes::Sizes;
 
 /// A tensor of a formula: its name there, which is its factor's, and how it begins.
@@ -29,6 +30,16 @@ impl Leaf {
     }
 }
 
+/// The use that an adapter is made for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Adapted {
+    pub(super) part: Part,
+    /// The matrix, `[n, d]`.
+    pub(super) shape: (usize, usize),
+    /// Which of the uses that share tensors.
+    pub(super) number: usize,
+}
+
 /// The settings of such a kind.
 pub(super) trait Formula: Clone + Debug + Send + Sync + 'static {
     /// Where its adapters stand.
@@ -42,16 +53,32 @@ pub(super) trait Formula: Clone + Debug + Send + Sync + 'static {
         false
     }
 
-    /// The tensors for a matrix of this shape.
-    fn leaves(&self, part: Part, shape: (usize, usize)) -> Vec<Leaf>;
-
-    /// The formula over the numbers of these tensors, in the order of [`Formula::leaves`].
-    fn change(
+    /// Refuses settings that do not fit the uses of the model's layers.
+    fn fits_uses(
         &self,
-        part: Part,
-        shape: (usize, usize),
-        numbers: Vec<Vec<f64>>,
-    ) -> Box<dyn LearnedChange>;
+        _sizes: &Sizes,
+        _plan: &LayerPlan,
+        _matrices: &Matrices,
+    ) -> Result<(), ConfigError> {
+        Ok(())
+    }
+
+    /// The use with which a tensor stands, where several uses share it.
+    fn home(&self, _site: UsedMatrix<'_>, _leaf: &'static str) -> Option<LayerUse> {
+        None
+    }
+
+    /// Which of the uses that share tensors this is; whatever for those that share none.
+    fn number_of(&self, _site: UsedMatrix<'_>) -> usize {
+        0
+    }
+
+    /// The tensors that the adapter of a use computes with.
+    fn leaves(&self, site: UsedMatrix<'_>) -> Vec<Leaf>;
+
+    /// The formula of an adapter over the numbers of these tensors, in the order of
+    /// [`Formula::leaves`].
+    fn change(&self, of: &Adapted, numbers: Vec<Vec<f64>>) -> Box<dyn LearnedChange>;
 }
 
 impl<F: Formula> AdapterSettings for F {
@@ -61,24 +88,21 @@ impl<F: Formula> AdapterSettings for F {
         plan: &LayerPlan,
         matrices: &Matrices,
     ) -> Result<(), ConfigError> {
-        self.sites().check(sizes, plan, matrices, &|base| self.fits(base))
+        self.sites().check(sizes, plan, matrices, &|base| self.fits(base))?;
+        self.fits_uses(sizes, plan, matrices)
     }
 
     /// Merged tensors are no product of a row's: they cost nothing that is counted.
-    fn specs(
-        &self,
-        sizes: &Sizes,
-        plan: &LayerPlan,
-        at: LayerUse,
-        base: &ParamSpec,
-    ) -> Vec<ParamSpec> {
-        let ParamPlace::Layer { part, .. } = base.place else { return Vec::new() };
-        if !self.sites().adapt(sizes.kv, plan, at, part) {
+    fn specs(&self, site: UsedMatrix<'_>) -> Vec<ParamSpec> {
+        if !self.adapts(site) {
             return Vec::new();
         }
         let mut table = Vec::new();
-        for leaf in self.leaves(part, base.shape) {
-            let place = ParamPlace::adapter(at, part, Factor::new(leaf.name));
+        for leaf in self.leaves(site) {
+            let stands_here = Formula::home(self, site, leaf.name).is_none_or(|at| at == site.at);
+            let (true, Some(place)) = (stands_here, site.own(Factor::new(leaf.name))) else {
+                continue;
+            };
             let group = if leaf.init == Init::Ones { Group::Norm } else { Group::Adapter };
             let spec = ParamSpec::new(place, leaf.shape, leaf.init, group);
             table.push(ParamSpec { active: 0.0, ..spec });
@@ -88,17 +112,26 @@ impl<F: Formula> AdapterSettings for F {
 
     fn build(
         &self,
-        base: &ParamSpec,
+        site: UsedMatrix<'_>,
         _: &[ParamSpec],
         take: &mut dyn FnMut(Factor) -> Arc<Weight>,
     ) -> Option<Box<dyn Adapter>> {
-        let part = base.place.part()?;
         let mut leaves = Vec::new();
-        for Leaf { name, .. } in self.leaves(part, base.shape) {
+        for Leaf { name, .. } in self.leaves(site) {
             leaves.push(AdapterLeaf { name, weight: take(Factor::new(name)) });
         }
-        let (settings, shape) = (self.clone(), base.shape);
-        Some(Box::new(Merged { settings, part, shape, leaves, made: Mutex::default() }))
+        let (settings, of) = (self.clone(), adapted(self, site)?);
+        Some(Box::new(Merged { settings, of, leaves, made: Mutex::default() }))
+    }
+
+    fn adapts(&self, site: UsedMatrix<'_>) -> bool {
+        self.sites().adapt(site)
+    }
+
+    fn home(&self, site: UsedMatrix<'_>, factor: Factor) -> Option<LayerUse> {
+        let leaves = self.leaves(site).into_iter();
+        let leaf = leaves.map(|leaf| leaf.name).find(|name| Factor::new(name) == factor)?;
+        Formula::home(self, site, leaf)
     }
 
     fn scales_outputs(&self, part: Part) -> bool {
@@ -109,19 +142,31 @@ impl<F: Formula> AdapterSettings for F {
         true
     }
 
-    fn merges(&self) -> bool {
-        true
+    fn from_token(&self) -> u32 {
+        self.sites().from_token
     }
 
-    fn merged(&self, base: &ParamSpec, w: &[f32], factors: &Factors<'_>) -> Option<Vec<f32>> {
-        let (part, (out, into)) = (base.place.part()?, base.shape);
-        let leaves = self.leaves(part, base.shape).into_iter();
+    fn merges(&self) -> bool {
+        self.sites().from_token == 0
+    }
+
+    fn merged(&self, site: UsedMatrix<'_>, w: &[f32], factors: &Factors<'_>) -> Option<Vec<f32>> {
+        if !self.merges() {
+            return None;
+        }
+        let (of, (out, into)) = (adapted(self, site)?, site.base.shape);
+        let leaves = self.leaves(site).into_iter();
         let numbers: Option<_> =
             leaves.map(|leaf| factors(Factor::new(leaf.name)).map(wide)).collect();
         let mut affine = Affine { matrices: 1, out, into, weight: wide(w.to_vec()), bias: None };
-        self.change(part, base.shape, numbers?).merge(&mut affine);
+        self.change(&of, numbers?).merge(&mut affine);
         Some(affine.weight.into_iter().map(|x| x as f32).collect())
     }
+}
+
+fn adapted(formula: &impl Formula, site: UsedMatrix<'_>) -> Option<Adapted> {
+    let (part, shape) = (site.base.place.part()?, site.base.shape);
+    Some(Adapted { part, shape, number: formula.number_of(site) })
 }
 
 /// The next tensor of a formula; empty where there is none.
@@ -137,8 +182,7 @@ fn wide(numbers: Vec<f32>) -> Vec<f64> {
 #[derive(Debug)]
 struct Merged<F> {
     settings: F,
-    part: Part,
-    shape: (usize, usize),
+    of: Adapted,
     leaves: Vec<AdapterLeaf>,
     made: Mutex<Option<Made>>,
 }
@@ -162,7 +206,7 @@ impl<F: Formula> Merged<F> {
             return kept.matrix.clone();
         }
         let numbers = self.leaves.iter().map(|leaf| wide(leaf.weight.read())).collect();
-        let change = self.settings.change(self.part, self.shape, numbers);
+        let change = self.settings.change(&self.of, numbers);
         let matrix = Arc::new(AdaptedWeight::new(change, weight));
         *kept = Some(Made { made_at, matrix: matrix.clone() });
         matrix
@@ -175,6 +219,7 @@ impl<F: Formula> Adapter for Merged<F> {
         weight: &Weight,
         h_td: Tensor2,
         residual_tn: Option<Tensor2>,
+        _: &Rows,
         pass: &mut Pass<'_>,
     ) -> Tensor2 {
         pass.ops.adapted(h_td, residual_tn, weight, &self.matrix(weight), &self.leaves)

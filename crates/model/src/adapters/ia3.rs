@@ -4,7 +4,8 @@
 use ops::formulas::{IA3_VECTOR, LearnedChange, VectorFactors};
 use serde::{Deserialize, Serialize};
 
-use super::formula::{Formula, Leaf};
+use super::formula::{Adapted, Formula, Leaf};
+use super::member::UsedMatrix;
 use super::places::{AdaptedLayers, Sites};
 use crate::attention;
 use crate::error::{ConfigError, refuse};
@@ -26,19 +27,29 @@ pub struct Config {
     pub layers: AdaptedLayers,
     /// Whether the first use is the shared layer as it is.
     pub skip_first: bool,
+    /// The first token whose rows are changed: rows of tokens before it compute as without
+    /// adapters. 0 for all.
+    pub from_token: u32,
 }
 
 impl Default for Config {
     /// Keys, values, and what the MLP hides, as its authors have it.
     fn default() -> Self {
         let parts = vec![attention::KEY_VALUE, mlp::DOWN];
-        Self { parts, inputs: vec![mlp::DOWN], layers: AdaptedLayers::Shared, skip_first: false }
+        Self {
+            parts,
+            inputs: vec![mlp::DOWN],
+            layers: AdaptedLayers::Shared,
+            skip_first: false,
+            from_token: 0,
+        }
     }
 }
 
 impl Formula for Config {
     fn sites(&self) -> Sites<'_> {
-        Sites { parts: &self.parts, layers: self.layers, skip_first: self.skip_first }
+        let Self { layers, skip_first, from_token, .. } = *self;
+        Sites { parts: &self.parts, layers, skip_first, from_token }
     }
 
     fn fits(&self, _: &ParamSpec) -> Result<(), ConfigError> {
@@ -52,18 +63,15 @@ impl Formula for Config {
         self.parts.contains(&part) && !self.inputs.contains(&part)
     }
 
-    fn leaves(&self, part: Part, (n, d): (usize, usize)) -> Vec<Leaf> {
-        let length = if self.inputs.contains(&part) { d } else { n };
+    fn leaves(&self, site: UsedMatrix<'_>) -> Vec<Leaf> {
+        let (n, d) = site.base.shape;
+        let by_input = site.base.place.part().is_some_and(|part| self.inputs.contains(&part));
+        let length = if by_input { d } else { n };
         vec![Leaf::new(IA3_VECTOR, (1, length), Init::Ones)]
     }
 
-    fn change(
-        &self,
-        part: Part,
-        _: (usize, usize),
-        numbers: Vec<Vec<f64>>,
-    ) -> Box<dyn LearnedChange> {
+    fn change(&self, of: &Adapted, numbers: Vec<Vec<f64>>) -> Box<dyn LearnedChange> {
         let vector = numbers.into_iter().next().unwrap_or_default();
-        Box::new(VectorFactors { vector, inputs: self.inputs.contains(&part) })
+        Box::new(VectorFactors { vector, inputs: self.inputs.contains(&of.part) })
     }
 }

@@ -4,10 +4,11 @@
 use ops::formulas::{ENTRYWISE, EntrywiseProduct, LearnedChange};
 use serde::{Deserialize, Serialize};
 
-use super::formula::{Formula, Leaf, next};
+use super::formula::{Adapted, Formula, Leaf, next};
+use super::member::UsedMatrix;
 use super::places::{Places, Sites, check_alpha, check_rank};
 use crate::error::ConfigError;
-use crate::params::{Init, ParamSpec, Part};
+use crate::params::{Init, ParamSpec};
 
 /// `relax = { kind = "loha", ... }`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,7 +40,8 @@ impl Formula for Config {
     }
 
     /// They begin as PEFT's do.
-    fn leaves(&self, _: Part, (n, d): (usize, usize)) -> Vec<Leaf> {
+    fn leaves(&self, site: UsedMatrix<'_>) -> Vec<Leaf> {
+        let (n, d) = site.base.shape;
         let [a1, b1, a2, b2] = ENTRYWISE;
         vec![
             Leaf::new(a1, (n, self.rank), Init::Normal(0.1)),
@@ -49,7 +51,7 @@ impl Formula for Config {
         ]
     }
 
-    fn change(&self, _: Part, _: (usize, usize), numbers: Vec<Vec<f64>>) -> Box<dyn LearnedChange> {
+    fn change(&self, _: &Adapted, numbers: Vec<Vec<f64>>) -> Box<dyn LearnedChange> {
         let mut numbers = numbers.into_iter();
         let pairs =
             [(next(&mut numbers), next(&mut numbers)), (next(&mut numbers), next(&mut numbers))];

@@ -4,10 +4,11 @@
 use ops::formulas::{KRONECKER, KroneckerFactor, KroneckerProduct, LearnedChange};
 use serde::{Deserialize, Serialize};
 
-use super::formula::{Formula, Leaf, next};
+use super::formula::{Adapted, Formula, Leaf, next};
+use super::member::UsedMatrix;
 use super::places::{Places, Sites, check_alpha, check_rank};
 use crate::error::ConfigError;
-use crate::params::{Init, ParamSpec, Part};
+use crate::params::{Init, ParamSpec};
 
 /// `relax = { kind = "lokr", ... }`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -67,8 +68,8 @@ impl Formula for Config {
     }
 
     /// Factors that are not zero begin with entries as large as PEFT draws them.
-    fn leaves(&self, _: Part, shape: (usize, usize)) -> Vec<Leaf> {
-        let [one, two] = self.shapes(shape);
+    fn leaves(&self, site: UsedMatrix<'_>) -> Vec<Leaf> {
+        let [one, two] = self.shapes(site.base.shape);
         let [[w1, ..], [w2, w2_a, w2_b]] = KRONECKER;
         let mut leaves = vec![Leaf::new(w1, one, Init::Zeros)];
         if self.is_low(two) {
@@ -80,13 +81,8 @@ impl Formula for Config {
         leaves
     }
 
-    fn change(
-        &self,
-        _: Part,
-        shape: (usize, usize),
-        numbers: Vec<Vec<f64>>,
-    ) -> Box<dyn LearnedChange> {
-        let [one, two] = self.shapes(shape);
+    fn change(&self, of: &Adapted, numbers: Vec<Vec<f64>>) -> Box<dyn LearnedChange> {
+        let [one, two] = self.shapes(of.shape);
         let mut numbers = numbers.into_iter();
         let first = KroneckerFactor::whole(one.0, one.1, next(&mut numbers));
         let second = match self.is_low(two) {

@@ -7,15 +7,17 @@ use std::sync::Arc;
 use ops::{Ops, Tensor2, Weight};
 use serde::{Deserialize, Serialize};
 
-use super::member::{Adapter, AdapterSettings, Factors, Matrices, Replaced, stored_product};
+use super::member::{
+    Adapter, AdapterSettings, Factors, Matrices, Replaced, UsedMatrix, stored_product,
+};
 use super::places::{Places, Sites, check_alpha, check_rank};
 use crate::error::{ConfigError, refuse};
-use crate::kv::KvMode;
-use crate::layout::{LayerPlan, LayerUse};
+use crate::layout::LayerPlan;
 use crate::matrices::read_parts;
 use crate::params::{Factor, Group, Init, ParamPlace, ParamSpec, Part};
 use crate::pass::Pass;
 use crate::pattern;
+use crate::rows::Rows;
 use crate::sizes::Sizes;
 
 pub use super::places::AdaptedLayers;
@@ -48,11 +50,14 @@ pub struct Config {
     pub layers: AdaptedLayers,
     /// Whether the first use is the shared layer as it is.
     pub skip_first: bool,
+    /// The first token whose rows are changed: rows of tokens before it compute as without
+    /// adapters. 0 for all.
+    pub from_token: u32,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        let Places { parts, layers, skip_first } = Places::default();
+        let Places { parts, layers, skip_first, from_token } = Places::default();
         Self {
             rank: 16,
             alpha: 32.0,
@@ -62,6 +67,7 @@ impl Default for Config {
             parts,
             layers,
             skip_first,
+            from_token,
         }
     }
 }
@@ -112,7 +118,8 @@ impl Config {
     }
 
     fn sites(&self) -> Sites<'_> {
-        Sites { parts: &self.parts, layers: self.layers, skip_first: self.skip_first }
+        let Self { layers, skip_first, from_token, .. } = *self;
+        Sites { parts: &self.parts, layers, skip_first, from_token }
     }
 
     /// Whether stored layer `stored` may have adapters.
@@ -120,9 +127,9 @@ impl Config {
         self.sites().reach(plan, stored)
     }
 
-    /// Whether use `at` has an adapter for `part` in a model of this `plan` and `kv`.
-    pub fn adapts(&self, kv: KvMode, plan: &LayerPlan, at: LayerUse, part: Part) -> bool {
-        self.sites().adapt(kv, plan, at, part)
+    /// Whether a use has an adapter.
+    pub(super) fn stands_at(&self, site: UsedMatrix<'_>) -> bool {
+        self.sites().adapt(site)
     }
 
     /// The names of the matrices of the table that have adapters.
@@ -159,40 +166,36 @@ impl AdapterSettings for Config {
         Ok(())
     }
 
-    fn specs(
-        &self,
-        sizes: &Sizes,
-        plan: &LayerPlan,
-        at: LayerUse,
-        base: &ParamSpec,
-    ) -> Vec<ParamSpec> {
-        let ParamPlace::Layer { part, .. } = base.place else { return Vec::new() };
-        if !self.adapts(sizes.kv, plan, at, part) {
+    fn specs(&self, site: UsedMatrix<'_>) -> Vec<ParamSpec> {
+        let (true, Some(down), Some(up)) = (self.stands_at(site), site.own(DOWN), site.own(UP))
+        else {
             return Vec::new();
-        }
-        self.pair(
-            sizes,
-            base,
-            ParamPlace::adapter(at, part, DOWN),
-            ParamPlace::adapter(at, part, UP),
-        )
+        };
+        self.pair(site, down, up)
     }
 
     fn build(
         &self,
-        base: &ParamSpec,
+        site: UsedMatrix<'_>,
         _: &[ParamSpec],
         take: &mut dyn FnMut(Factor) -> Arc<Weight>,
     ) -> Option<Box<dyn Adapter>> {
-        Some(Box::new(Pair::take(self.scale_of(&base.name), DOWN, UP, take)))
+        Some(Box::new(Pair::take(self.scale_of(&site.base.name), DOWN, UP, take)))
+    }
+
+    fn from_token(&self) -> u32 {
+        self.from_token
     }
 
     fn merges(&self) -> bool {
-        true
+        self.from_token == 0
     }
 
-    fn merged(&self, base: &ParamSpec, w: &[f32], factors: &Factors<'_>) -> Option<Vec<f32>> {
-        let merged = sum(w, base.shape.1, self.scale_of(&base.name), factors)?;
+    fn merged(&self, site: UsedMatrix<'_>, w: &[f32], factors: &Factors<'_>) -> Option<Vec<f32>> {
+        if !self.merges() {
+            return None;
+        }
+        let merged = sum(w, site.base.shape.1, self.scale_of(&site.base.name), factors)?;
         Some(merged.into_iter().map(|x| x as f32).collect())
     }
 
@@ -211,16 +214,15 @@ impl AdapterSettings for Config {
 }
 
 impl Config {
-    /// The two factors of a pair at these places, for the matrix `base`.
+    /// The two factors of a pair at these places.
     pub(super) fn pair(
         &self,
-        sizes: &Sizes,
-        base: &ParamSpec,
+        site: UsedMatrix<'_>,
         down: ParamPlace,
         up: ParamPlace,
     ) -> Vec<ParamSpec> {
-        let ((n, d), rank) = (base.shape, self.rank_of(&base.name));
-        let normal = Init::Normal(sizes.init_std);
+        let ((n, d), rank) = (site.base.shape, self.rank_of(&site.base.name));
+        let normal = Init::Normal(site.sizes.init_std);
         vec![
             ParamSpec::new(down, (rank, d), normal, Group::Adapter),
             ParamSpec::new(up, (n, rank), Init::Zeros, Group::Adapter),
@@ -265,6 +267,7 @@ impl Adapter for Pair {
         weight: &Weight,
         h_td: Tensor2,
         residual_tn: Option<Tensor2>,
+        _: &Rows,
         pass: &mut Pass<'_>,
     ) -> Tensor2 {
         let ops = pass.ops;

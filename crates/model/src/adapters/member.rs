@@ -7,9 +7,30 @@ use ops::{Ops, Tensor2, Weight};
 
 use crate::error::ConfigError;
 use crate::layout::{DepthRuns, LayerPlan, LayerUse};
-use crate::params::{Factor, ParamSpec, Part, Take};
+use crate::params::{Factor, ParamPlace, ParamSpec, Part, Take};
 use crate::pass::Pass;
+use crate::rows::Rows;
 use crate::sizes::Sizes;
+
+/// A use of a matrix, where an adapter may stand.
+#[derive(Clone, Copy, Debug)]
+pub struct UsedMatrix<'a> {
+    /// The numbers of the model.
+    pub sizes: &'a Sizes,
+    /// Its layers and their uses.
+    pub plan: &'a LayerPlan,
+    /// The use of the layer.
+    pub at: LayerUse,
+    /// The matrix in the table.
+    pub base: &'a ParamSpec,
+}
+
+impl UsedMatrix<'_> {
+    /// Where a tensor of the adapter stands that no other use has.
+    pub(super) fn own(&self, factor: Factor) -> Option<ParamPlace> {
+        self.base.place.part().map(|part| ParamPlace::adapter(self.at, part, factor))
+    }
+}
 
 /// The matrices of a layer that adapters are checked against.
 pub struct Matrices {
@@ -17,6 +38,8 @@ pub struct Matrices {
     pub table: Vec<ParamSpec>,
     /// Those that may take adapters.
     pub adaptable: Vec<Part>,
+    /// Those that every stored layer has, in one shape.
+    pub everywhere: Vec<Part>,
 }
 
 /// The numbers of an adapter's tensors, by factor; `None` for one that it does not have.
@@ -59,22 +82,27 @@ pub trait AdapterSettings {
         matrices: &Matrices,
     ) -> Result<(), ConfigError>;
 
-    /// The weights of the adapter that use `at` has for the matrix `base`; none if it has none.
-    fn specs(
-        &self,
-        _sizes: &Sizes,
-        _plan: &LayerPlan,
-        _at: LayerUse,
-        _base: &ParamSpec,
-    ) -> Vec<ParamSpec> {
+    /// The weights of the table that stand with the adapter of a use; none if it has no adapter.
+    fn specs(&self, _site: UsedMatrix<'_>) -> Vec<ParamSpec> {
         Vec::new()
     }
 
-    /// That adapter over its weights for the matrix `base`; `take` gives each of
-    /// [`AdapterSettings::specs`] once, by factor. Asked only where there are some.
+    /// Whether a use has an adapter, which may live on weights that stand with another use.
+    fn adapts(&self, site: UsedMatrix<'_>) -> bool {
+        !self.specs(site).is_empty()
+    }
+
+    /// The use with which a tensor stands that the adapters of several uses share; none for a
+    /// tensor that is a use's own.
+    fn home(&self, _site: UsedMatrix<'_>, _factor: Factor) -> Option<LayerUse> {
+        None
+    }
+
+    /// The adapter of a use over its weights, which `take` gives by factor, each once. Asked only
+    /// where there is one.
     fn build(
         &self,
-        _base: &ParamSpec,
+        _site: UsedMatrix<'_>,
         _specs: &[ParamSpec],
         _take: &mut dyn FnMut(Factor) -> Arc<Weight>,
     ) -> Option<Box<dyn Adapter>> {
@@ -96,6 +124,12 @@ pub trait AdapterSettings {
         None
     }
 
+    /// The first token whose rows the adapters of matrices change; rows of tokens before it keep
+    /// the bits that they have without.
+    fn from_token(&self) -> u32 {
+        0
+    }
+
     /// Whether a use keeps a matrix of its own in f32 beside the stored one.
     fn keeps_matrices(&self) -> bool {
         false
@@ -112,8 +146,13 @@ pub trait AdapterSettings {
         false
     }
 
-    /// That matrix, for the stored numbers `w` of the matrix `base`; `None` if there is none.
-    fn merged(&self, _base: &ParamSpec, _w: &[f32], _factors: &Factors<'_>) -> Option<Vec<f32>> {
+    /// That matrix, for the stored numbers `w`; `None` if there is none.
+    fn merged(
+        &self,
+        _site: UsedMatrix<'_>,
+        _w: &[f32],
+        _factors: &Factors<'_>,
+    ) -> Option<Vec<f32>> {
         None
     }
 
@@ -124,15 +163,24 @@ pub trait AdapterSettings {
     }
 }
 
+impl dyn AdapterSettings + '_ {
+    /// Where a tensor of the adapter of a use stands.
+    pub fn place(&self, site: UsedMatrix<'_>, factor: Factor) -> Option<ParamPlace> {
+        let at = self.home(site, factor).unwrap_or(site.at);
+        UsedMatrix { at, ..site }.own(factor)
+    }
+}
+
 /// What a use adds to a matrix `W`.
 pub trait Adapter: Debug + Send + Sync {
-    /// The adapted product of `h`, added to `residual` if there is one. Gets the pass, so that an
-    /// adapter may route among several, attach losses, and tell the probe.
+    /// The adapted product of `h`, the rows `rows`, added to `residual` if there is one. Gets the
+    /// pass, so that an adapter may route among several, attach losses, and tell the probe.
     fn run(
         &self,
         weight: &Weight,
         h_td: Tensor2,
         residual_tn: Option<Tensor2>,
+        rows: &Rows,
         pass: &mut Pass<'_>,
     ) -> Tensor2;
 }

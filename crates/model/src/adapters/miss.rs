@@ -4,10 +4,11 @@
 use ops::formulas::{LearnedChange, MISS_BLOCK, RepeatedBlock};
 use serde::{Deserialize, Serialize};
 
-use super::formula::{Formula, Leaf};
+use super::formula::{Adapted, Formula, Leaf};
+use super::member::UsedMatrix;
 use super::places::{Places, Sites, check_rank};
 use crate::error::ConfigError;
-use crate::params::{Init, ParamSpec, Part};
+use crate::params::{Init, ParamSpec};
 
 /// `relax = { kind = "miss", ... }`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,17 +36,12 @@ impl Formula for Config {
         check_rank("relax.rank", self.rank, base)
     }
 
-    fn leaves(&self, _: Part, (n, _): (usize, usize)) -> Vec<Leaf> {
-        vec![Leaf::new(MISS_BLOCK, (self.rank, n), Init::Zeros)]
+    fn leaves(&self, site: UsedMatrix<'_>) -> Vec<Leaf> {
+        vec![Leaf::new(MISS_BLOCK, (self.rank, site.base.shape.0), Init::Zeros)]
     }
 
-    fn change(
-        &self,
-        _: Part,
-        (n, _): (usize, usize),
-        numbers: Vec<Vec<f64>>,
-    ) -> Box<dyn LearnedChange> {
+    fn change(&self, of: &Adapted, numbers: Vec<Vec<f64>>) -> Box<dyn LearnedChange> {
         let block = numbers.into_iter().next().unwrap_or_default();
-        Box::new(RepeatedBlock { block, rank: self.rank, out: n })
+        Box::new(RepeatedBlock { block, rank: self.rank, out: of.shape.0 })
     }
 }

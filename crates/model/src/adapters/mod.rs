@@ -4,6 +4,7 @@
 //! The list of adapters: a new one is its file and a line here.
 
 pub mod dora;
+pub mod dynmole;
 pub mod encoding;
 mod formula;
 pub mod ia3;
@@ -12,7 +13,9 @@ pub mod lokr;
 pub mod lora;
 pub(crate) mod member;
 pub mod miss;
+mod mixture;
 pub mod mola;
+pub mod mos;
 pub mod none;
 mod places;
 pub mod vera;
@@ -31,7 +34,9 @@ use crate::sizes::Sizes;
 
 pub use places::Places;
 
-pub use member::{Adapter, AdapterSettings, Factors, Matrices, Replaced, StreamAdapter, Truncated};
+pub use member::{
+    Adapter, AdapterSettings, Factors, Matrices, Replaced, StreamAdapter, Truncated, UsedMatrix,
+};
 
 members! {
     /// The list of adapters.
@@ -44,6 +49,8 @@ members! {
         Dora(dora::Config) = "dora",
         /// As `lora` with several pairs, of which a router picks some for each row.
         Mola(mola::Config) = "mola",
+        /// As `mola`, where a row takes as many as its router is unsure (arXiv 2504.00661).
+        Dynmole(dynmole::Config) = "dynmole",
         /// `W + s (A1 B1) o (A2 B2)`, an entrywise product of two matrices of low rank.
         Loha(loha::Config) = "loha",
         /// `W + s kron(w1, w2)`, a Kronecker product of two small matrices.
@@ -52,6 +59,8 @@ members! {
         Ia3(ia3::Config) = "ia3",
         /// A small block is added that repeats along the inputs.
         Miss(miss::Config) = "miss",
+        /// `W + s B A` with A and B of shards out of pools that all uses share (arXiv 2410.00938).
+        Mos(mos::Config) = "mos",
         /// `W + diag(b) B diag(d) A` with learned vectors, and matrices of dice that nobody stores.
         Vera(vera::Config) = "vera",
         /// Pairs of low rank in the basis of a Haar step, each band with a rank of its own.
@@ -83,7 +92,17 @@ impl Relaxation {
             let there: Vec<Part> = table.iter().filter_map(|spec| spec.place.part()).collect();
             adaptable.extend(latent::PARTS.into_iter().filter(|part| there.contains(part)));
         }
-        self.settings().check(sizes, plan, &Matrices { table, adaptable })
+        let every: Vec<_> =
+            (0..plan.stored).map(|layer| matrices::of_layer(sizes, mlp, layer)).collect();
+        let is_everywhere = |wanted: &ParamSpec| {
+            let same = |spec: &ParamSpec| {
+                spec.place.part() == wanted.place.part() && spec.shape == wanted.shape
+            };
+            every.iter().all(|of_layer| of_layer.iter().any(same))
+        };
+        let everywhere = table.iter().filter(|spec| is_everywhere(spec));
+        let everywhere = everywhere.filter_map(|spec| spec.place.part()).collect();
+        self.settings().check(sizes, plan, &Matrices { table, adaptable, everywhere })
     }
 
     /// Every weight, in the order of the parameter table.
@@ -94,7 +113,7 @@ impl Relaxation {
             let bases = matrices::of_layer(sizes, mlp, stored);
             for &at in plan.uses_of(stored) {
                 for base in &bases {
-                    table.extend(settings.specs(sizes, plan, at, base));
+                    table.extend(settings.specs(UsedMatrix { sizes, plan, at, base }));
                 }
             }
         }

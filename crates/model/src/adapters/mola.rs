@@ -5,21 +5,19 @@
 
 use std::sync::Arc;
 
-use ops::{Combine, Ops, Tensor2, Weight, from_rows, read_rows};
+use ops::{Tensor2, Weight, from_rows, read_rows};
 use serde::{Deserialize, Serialize};
 
-use super::lora::{self, Pair};
-use super::member::{Adapter, AdapterSettings, Matrices, stored_product};
+use super::lora;
+use super::member::{Adapter, AdapterSettings, Matrices, UsedMatrix, stored_product};
+use super::mixture::{Mixture, Several};
 use crate::error::{ConfigError, refuse};
-use crate::layout::{LayerPlan, LayerUse};
-use crate::params::{Factor, Group, Init, ParamPlace, ParamSpec};
+use crate::layout::LayerPlan;
+use crate::params::{Factor, ParamSpec};
 use crate::pass::Pass;
-use crate::routers::plan::RoutingPlan;
 use crate::routers::top_k::top_k;
+use crate::rows::Rows;
 use crate::sizes::Sizes;
-
-/// The router, `[experts, d]`.
-const SCORE: Factor = Factor::new("score");
 
 /// `relax = { kind = "mola", ... }`: the settings of `lora` for each adapter, and how many.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -44,15 +42,8 @@ impl Default for Config {
 }
 
 impl Config {
-    /// How many adapters the matrices of stored layer `stored` have.
-    fn experts_of(&self, plan: &LayerPlan, stored: usize) -> usize {
-        let (before, all) = (self.adapted(plan, stored), self.adapted(plan, plan.stored));
-        self.experts.get(before * self.experts.len() / all.max(1)).copied().unwrap_or_default()
-    }
-
-    /// How many of the first `layers` stored layers get adapters.
-    fn adapted(&self, plan: &LayerPlan, layers: usize) -> usize {
-        (0..layers).filter(|&layer| self.adapter.reaches(plan, layer)).count()
+    fn several(&self) -> Several<'_> {
+        Several { adapter: &self.adapter, experts: &self.experts }
     }
 }
 
@@ -63,20 +54,8 @@ impl AdapterSettings for Config {
         plan: &LayerPlan,
         matrices: &Matrices,
     ) -> Result<(), ConfigError> {
-        self.adapter.check(sizes, plan, matrices)?;
-        let adapted = self.adapted(plan, plan.stored);
-        let groups = self.experts.len();
-        if groups == 0 || !adapted.is_multiple_of(groups) {
-            let expected = format!(
-                "one number, or as many as divide the {adapted} stored layers with adapters"
-            );
-            return refuse("relax.experts", format!("{:?}", self.experts), expected);
-        }
-        if let Some(wrong) = self.experts.iter().find(|&&experts| !(2..=256).contains(&experts)) {
-            let expected = "between 2 and 256: of fewer there is nothing to choose";
-            return refuse("relax.experts", wrong, expected.into());
-        }
-        let least = self.experts.iter().copied().min().unwrap_or_default();
+        self.several().check(sizes, plan, matrices)?;
+        let least = self.several().least();
         if self.top_k < 2 || self.top_k > least {
             let expected = format!(
                 "between 2 and {least}, the fewest adapters of a matrix: the weight of a single \
@@ -87,93 +66,31 @@ impl AdapterSettings for Config {
         Ok(())
     }
 
-    fn specs(
-        &self,
-        sizes: &Sizes,
-        plan: &LayerPlan,
-        at: LayerUse,
-        base: &ParamSpec,
-    ) -> Vec<ParamSpec> {
-        let ParamPlace::Layer { part, .. } = base.place else { return Vec::new() };
-        if !self.adapter.adapts(sizes.kv, plan, at, part) {
-            return Vec::new();
-        }
-        let experts = self.experts_of(plan, at.stored);
-        let (score, shape) = (ParamPlace::adapter(at, part, SCORE), (experts, base.shape.1));
-        let normal = Init::Normal(sizes.init_std);
-        let mut table = vec![ParamSpec::new(score, shape, normal, Group::Adapter)];
-        for expert in 0..experts {
-            let down = ParamPlace::adapter(at, part, down(expert));
-            let up = ParamPlace::adapter(at, part, up(expert));
-            let mut pair = self.adapter.pair(sizes, base, down, up);
-            pair.iter_mut().for_each(|spec| spec.active = self.top_k as f64 / experts as f64);
-            table.extend(pair);
-        }
-        table
+    fn from_token(&self) -> u32 {
+        self.adapter.from_token
+    }
+
+    fn specs(&self, site: UsedMatrix<'_>) -> Vec<ParamSpec> {
+        let taken = |experts| self.top_k as f64 / experts as f64;
+        self.several().specs(site, taken)
     }
 
     fn build(
         &self,
-        base: &ParamSpec,
+        site: UsedMatrix<'_>,
         specs: &[ParamSpec],
         take: &mut dyn FnMut(Factor) -> Arc<Weight>,
     ) -> Option<Box<dyn Adapter>> {
-        let scale = self.adapter.scale_of(&base.name);
-        let score = take(SCORE);
-        let mut pairs = Vec::new();
-        // The router is one of the tensors, each adapter is two.
-        for expert in 0..specs.len() / 2 {
-            pairs.push(Pair::take(scale, down(expert), up(expert), take));
-        }
-        Some(Box::new(Mola { score, pairs, top_k: self.top_k }))
+        let mixture = Mixture::take(self.adapter.scale_of(&site.base.name), specs, take);
+        Some(Box::new(Mola { mixture, top_k: self.top_k }))
     }
 }
 
-fn down(expert: usize) -> Factor {
-    Factor::numbered("down", expert)
-}
-
-fn up(expert: usize) -> Factor {
-    Factor::numbered("up", expert)
-}
-
-/// The adapters of one use of a matrix and their router.
+/// The adapters of one use of a matrix.
 #[derive(Debug)]
 struct Mola {
-    score: Arc<Weight>,
-    pairs: Vec<Pair>,
+    mixture: Mixture,
     top_k: usize,
-}
-
-impl Mola {
-    /// For each adapter its rows; weights are in the order of these entries.
-    fn route(&self, h_td: Tensor2, ops: Ops) -> RoutingPlan {
-        let experts = self.pairs.len();
-        let z_te = ops.linear(h_td, &self.score);
-        let z = read_rows(&z_te);
-        let rows = z.len() / experts;
-        // The softmax of the chosen is that of all with the others at minus infinity.
-        let mut closed = vec![f32::NEG_INFINITY; z.len()];
-        let mut rows_of = vec![Vec::new(); experts];
-        for (row, scores) in z.chunks_exact(experts).enumerate() {
-            for (expert, chosen) in top_k(scores, self.top_k).into_iter().enumerate() {
-                if chosen {
-                    closed[row * experts + expert] = 0.0;
-                    rows_of[expert].push(row as u32);
-                }
-            }
-        }
-        let w_te = ops.softmax_rows(ops::add(z_te, from_rows(closed, rows, experts)), 1.0);
-        let (mut entries, mut offsets, mut weights) = (Vec::new(), vec![0], Vec::new());
-        for (expert, of) in rows_of.into_iter().enumerate() {
-            let w_t1 = ops.pick_columns(w_te.clone(), &vec![expert as u32; rows]);
-            weights.push(ops.gather_rows(w_t1, &of.as_slice().into()));
-            entries.extend(of);
-            offsets.push(entries.len() as u32);
-        }
-        let weights = Some(ops::stack(weights));
-        RoutingPlan { offsets, rows: entries.into(), weights, ..RoutingPlan::all(0, None) }
-    }
 }
 
 impl Adapter for Mola {
@@ -182,30 +99,33 @@ impl Adapter for Mola {
         weight: &Weight,
         h_td: Tensor2,
         residual_tn: Option<Tensor2>,
+        _: &Rows,
         pass: &mut Pass<'_>,
     ) -> Tensor2 {
         let ops = pass.ops;
-        let plan = self.route(h_td.clone(), ops);
-        let mut y_tn = stored_product(ops, weight, h_td.clone(), residual_tn);
-        let Some(weights) = &plan.weights else { return y_tn };
-        for (expert, pair) in self.pairs.iter().enumerate() {
-            let rows: Arc<[u32]> = plan.of(expert).into();
-            if rows.is_empty() {
-                continue;
-            }
-            let entries = plan.offsets[expert] as usize..plan.offsets[expert + 1] as usize;
-            let added_en = pair.apply(ops.gather_rows(h_td.clone(), &rows), ops);
-            let w_e1 = ops::rows_of(weights, entries);
-            y_tn = ops.combine_rows(y_tn, &rows, added_en, w_e1, Combine::Add);
-        }
-        y_tn
+        let z_te = self.mixture.logits(h_td.clone(), ops);
+        let [rows, experts] = z_te.dims();
+        let z = read_rows(&z_te);
+        let taken: Vec<bool> =
+            z.chunks_exact(experts).flat_map(|scores| top_k(scores, self.top_k)).collect();
+        // The softmax of the chosen is that of all with the others at minus infinity.
+        let closed = taken.iter().map(|&taken| if taken { 0.0 } else { f32::NEG_INFINITY });
+        let closed_te = from_rows(closed.collect(), rows, experts);
+        let w_te = ops.softmax_rows(ops::add(z_te, closed_te), 1.0);
+        let y_tn = stored_product(ops, weight, h_td.clone(), residual_tn);
+        self.mixture.add(y_tn, &h_td, (&taken, &w_te), ops)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use ops::Ops;
+
+    use super::lora::Pair;
     use super::*;
+    use crate::ModelConfig;
     use crate::kv::PassCache;
+    use crate::params::{Group, Init, ParamPlace};
     use crate::pass::{Address, NoProbe};
     use crate::rng::{Purpose, Stream};
     use crate::routers::rule::Rule;
@@ -243,12 +163,17 @@ mod tests {
         let weight = |values: &[f32], n, d| Arc::new(Weight::new(values.to_vec(), n, d));
         let place = ParamPlace::Layer { stored: 0, part: crate::attention::QUERY };
         let base = ParamSpec::new(place, (N, D), Init::Zeros, Group::Block);
+        let model = ModelConfig { vocab_size: 9, ..ModelConfig::default() };
+        let (sizes, plan) = (model.sizes(), model.check().expect("legal"));
+        let at = plan.unrolled().next().expect("a layer");
+        let site = UsedMatrix { sizes: &sizes, plan: &plan, at, base: &base };
         let mut pairs = Vec::new();
         for (down, up) in downs.iter().zip(&ups) {
             let (down, up) = (weight(down, RANK, D), weight(up, N, RANK));
             pairs.push(Pair { down, up, scale: one.scale_of("layers.0.query") });
         }
-        let mola = Mola { score: weight(&score, EXPERTS, D), pairs, top_k: TOP_K };
+        let mixture = Mixture { score: weight(&score, EXPERTS, D), pairs };
+        let mola = Mola { mixture, top_k: TOP_K };
 
         let mut expected: Vec<f64> = residual.iter().map(|&x| f64::from(x)).collect();
         for t in 0..ROWS {
@@ -262,7 +187,7 @@ mod tests {
                     lora::DOWN => Some(downs[k].clone()),
                     _ => Some(ups[k].clone()),
                 };
-                let merged = one.merged(&base, &w, &factors).expect("a pair");
+                let merged = one.merged(site, &w, &factors).expect("a pair");
                 for (n, y) in product(&merged, h).into_iter().enumerate() {
                     expected[t * N + n] += z[k].exp() / sum * y;
                 }
@@ -284,7 +209,13 @@ mod tests {
             };
             let (h_td, residual_tn) =
                 (from_rows(h.clone(), ROWS, D), from_rows(residual.clone(), ROWS, N));
-            let y_tn = mola.run(&weight(&w, N, D), h_td, Some(residual_tn), &mut pass);
+            let y_tn = mola.run(
+                &weight(&w, N, D),
+                h_td,
+                Some(residual_tn),
+                &Rows::batch(1, ROWS),
+                &mut pass,
+            );
             for (y, expected) in read_rows(&y_tn).into_iter().zip(&expected) {
                 assert!((f64::from(y) - expected).abs() < 1e-4, "{ops:?}: {y} {expected}");
             }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::member::Matrices;
+use super::member::{Matrices, UsedMatrix};
 use crate::attention;
 use crate::error::{ConfigError, refuse};
 use crate::kv::KvMode;
@@ -33,18 +33,22 @@ pub struct Places {
     pub layers: AdaptedLayers,
     /// Whether the first use is the shared layer as it is.
     pub skip_first: bool,
+    /// The first token whose rows are changed: rows of tokens before it compute as without
+    /// adapters. 0 for all.
+    pub from_token: u32,
 }
 
 impl Default for Places {
     fn default() -> Self {
         let parts = vec![attention::QUERY, attention::KEY_VALUE];
-        Self { parts, layers: AdaptedLayers::Shared, skip_first: false }
+        Self { parts, layers: AdaptedLayers::Shared, skip_first: false, from_token: 0 }
     }
 }
 
 impl Places {
     pub(super) fn sites(&self) -> Sites<'_> {
-        Sites { parts: &self.parts, layers: self.layers, skip_first: self.skip_first }
+        let Self { layers, skip_first, from_token, .. } = *self;
+        Sites { parts: &self.parts, layers, skip_first, from_token }
     }
 }
 
@@ -54,6 +58,7 @@ pub(super) struct Sites<'a> {
     pub(super) parts: &'a [Part],
     pub(super) layers: AdaptedLayers,
     pub(super) skip_first: bool,
+    pub(super) from_token: u32,
 }
 
 impl Sites<'_> {
@@ -62,12 +67,24 @@ impl Sites<'_> {
         self.layers == AdaptedLayers::All || plan.uses_of(stored).len() > 1
     }
 
+    /// Whether a use has an adapter.
+    pub(super) fn adapt(self, site: UsedMatrix<'_>) -> bool {
+        let Some(part) = site.base.place.part() else { return false };
+        self.use_adapts(site.sizes.kv, site.plan, site.at, part)
+    }
+
     /// Whether use `at` has an adapter for `part` in a model of this `plan` and `kv`.
-    pub(super) fn adapt(self, kv: KvMode, plan: &LayerPlan, at: LayerUse, part: Part) -> bool {
+    fn use_adapts(self, kv: KvMode, plan: &LayerPlan, at: LayerUse, part: Part) -> bool {
         self.reach(plan, at.stored)
             && self.parts.contains(&part)
             && attention::runs(kv, at, part)
             && !(self.skip_first && at.recursion == 0)
+    }
+
+    /// All uses that have an adapter for `part`, stored layer by stored layer.
+    pub(super) fn uses(self, kv: KvMode, plan: &LayerPlan, part: Part) -> Vec<LayerUse> {
+        let all = (0..plan.stored).flat_map(|stored| plan.uses_of(stored));
+        all.copied().filter(|&at| self.use_adapts(kv, plan, at, part)).collect()
     }
 
     /// Refuses places that no adapter can have, and asks `fits` about each matrix.
@@ -83,10 +100,14 @@ impl Sites<'_> {
                             layers that are used more than once";
             return refuse("relax.layers", "\"shared\"", expected.into());
         }
+        if self.from_token as usize >= sizes.vocab {
+            let expected = format!("below {}, the number of tokens", sizes.vocab);
+            return refuse("relax.from_token", self.from_token, expected);
+        }
         if self.parts.is_empty() {
             return refuse("relax.parts", "[]", "at least one of a layer's matrices".into());
         }
-        let Matrices { table, adaptable } = matrices;
+        let Matrices { table, adaptable, .. } = matrices;
         for (i, part) in self.parts.iter().enumerate() {
             let name = part.name();
             if self.parts[..i].contains(part) {

@@ -5,10 +5,11 @@
 use ops::formulas::{LearnedChange, SharedProjection, VERA_INNER, VERA_OUTER};
 use serde::{Deserialize, Serialize};
 
-use super::formula::{Formula, Leaf, next};
+use super::formula::{Adapted, Formula, Leaf, next};
+use super::member::UsedMatrix;
 use super::places::{Places, Sites, check_alpha};
 use crate::error::{ConfigError, refuse};
-use crate::params::{Init, ParamSpec, Part};
+use crate::params::{Init, ParamSpec};
 use crate::rng::{Purpose, Stream, name_place};
 
 /// `relax = { kind = "vera", ... }`
@@ -73,19 +74,15 @@ impl Formula for Config {
         refuse("relax.rank", self.rank, format!("between 1 and {MOST}"))
     }
 
-    fn leaves(&self, _: Part, (n, _): (usize, usize)) -> Vec<Leaf> {
+    fn leaves(&self, site: UsedMatrix<'_>) -> Vec<Leaf> {
         vec![
-            Leaf::new(VERA_OUTER, (1, n), Init::Zeros),
+            Leaf::new(VERA_OUTER, (1, site.base.shape.0), Init::Zeros),
             Leaf::new(VERA_INNER, (1, self.rank), Init::Ones),
         ]
     }
 
-    fn change(
-        &self,
-        _: Part,
-        (n, d): (usize, usize),
-        numbers: Vec<Vec<f64>>,
-    ) -> Box<dyn LearnedChange> {
+    fn change(&self, of: &Adapted, numbers: Vec<Vec<f64>>) -> Box<dyn LearnedChange> {
+        let (n, d) = of.shape;
         let mut numbers = numbers.into_iter();
         let (outer, inner) = (next(&mut numbers), next(&mut numbers));
         let b = self.b(n).into_iter().map(|b| b * self.initial).collect();

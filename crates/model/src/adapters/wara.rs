@@ -6,7 +6,8 @@
 use ops::formulas::{BAND_DOWN, BAND_UP, LearnedChange, LowRankBands};
 use serde::{Deserialize, Serialize};
 
-use super::formula::{Formula, Leaf, next};
+use super::formula::{Adapted, Formula, Leaf, next};
+use super::member::UsedMatrix;
 use super::places::{Places, Sites, check_alpha};
 use crate::error::{ConfigError, refuse};
 use crate::params::{Init, ParamSpec, Part};
@@ -68,8 +69,8 @@ impl Formula for Config {
         Ok(())
     }
 
-    fn leaves(&self, _: Part, shape: (usize, usize)) -> Vec<Leaf> {
-        let (n, d) = self.band(shape);
+    fn leaves(&self, site: UsedMatrix<'_>) -> Vec<Leaf> {
+        let (n, d) = self.band(site.base.shape);
         let mut leaves = Vec::new();
         for ((&rank, down), up) in self.ranks.iter().zip(BAND_DOWN).zip(BAND_UP) {
             if rank > 0 {
@@ -82,7 +83,7 @@ impl Formula for Config {
         leaves
     }
 
-    fn change(&self, _: Part, _: (usize, usize), numbers: Vec<Vec<f64>>) -> Box<dyn LearnedChange> {
+    fn change(&self, _: &Adapted, numbers: Vec<Vec<f64>>) -> Box<dyn LearnedChange> {
         let mut numbers = numbers.into_iter();
         let bands = self.ranks.iter().map(|&rank| match rank {
             0 => (Vec::new(), Vec::new()),

@@ -90,8 +90,9 @@ impl Mlp for Dense {
         residual_td: Tensor2,
         context: &mut LayerContext<'_, '_>,
     ) -> Tensor2 {
-        let y_tf = self.gate_up.apply(h_td, context.at, context.pass);
-        let y_tf = context.pass.ops.gated(y_tf, self.function);
-        self.down.add(y_tf, residual_td, context.at, context.pass)
+        let LayerContext { pass, rows, at, .. } = context;
+        let y_tf = self.gate_up.apply(h_td, rows, at, pass);
+        let y_tf = pass.ops.gated(y_tf, self.function);
+        self.down.add(y_tf, residual_td, rows, at, pass)
     }
 }

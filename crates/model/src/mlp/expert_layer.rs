@@ -98,7 +98,7 @@ impl Mlp for Experts {
         };
         let latent_tm = match &self.kind {
             Kind::Bank(Bank { latent: Some(latent), .. }) => {
-                Some(latent.apply(h_td.clone(), context.at, context.pass))
+                Some(latent.apply(h_td.clone(), context.rows, context.at, context.pass))
             }
             _ => None,
         };
@@ -274,17 +274,17 @@ impl Shared {
         let Some(weights) = &self.weights else {
             return (self.mlp.forward(h_td, x_td, context), None);
         };
-        let (at, ops) = (context.at, context.pass.ops);
+        let (rows, at, ops) = (context.rows, context.at, context.pass.ops);
         let z = ops.linear(h_td.clone(), weights);
         let (own_t1, chosen_t1) = if self.mixes {
-            let (c_t2, rows) = (ops.softmax_rows(z, 1.0), h_td.dims()[0]);
-            let chosen_t1 = ops.pick_columns(c_t2.clone(), &vec![0; rows]);
-            (ops.pick_columns(c_t2, &vec![1; rows]), Some(chosen_t1))
+            let (c_t2, count) = (ops.softmax_rows(z, 1.0), h_td.dims()[0]);
+            let chosen_t1 = ops.pick_columns(c_t2.clone(), &vec![0; count]);
+            (ops.pick_columns(c_t2, &vec![1; count]), Some(chosen_t1))
         } else {
             (ops.gate(z, Activation::Sigmoid, 1.0), None)
         };
-        let y_tf = ops.swiglu(self.mlp.gate_up.apply(h_td, at, context.pass));
-        let y_td = self.mlp.down.apply(y_tf, at, context.pass);
+        let y_tf = ops.swiglu(self.mlp.gate_up.apply(h_td, rows, at, context.pass));
+        let y_td = self.mlp.down.apply(y_tf, rows, at, context.pass);
         (ops::add(x_td, ops.scale_rows(y_td, own_t1)), chosen_t1)
     }
 }
