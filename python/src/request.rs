@@ -214,7 +214,7 @@ impl Request {
             choice: self.choice,
             constraint: form.as_ref().map(|form| form.sequence()),
         };
-        let reading = Reading { tokenizer, stops: &self.stop, watch: None };
+        let reading = Reading { tokenizer, stops: &self.stop, watch: None, ops: ops::Ops::Fast };
         let mut text = String::new();
         let mut cancelled = false;
         let (generated, hit) = continuation::stream(&model.stored, &what, reading, &mut |piece| {

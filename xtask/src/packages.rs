@@ -57,12 +57,12 @@ fn advisories(root: &Path) -> Result<()> {
     command(root, "cargo", &["deny", "check", "advisories"], &[])
 }
 
-/// What cargo builds for this machine.
+/// What cargo builds for this machine, with the devices that builds may ask for.
 fn packages(root: &Path) -> Result<BTreeSet<Package>> {
     let arguments = ["tree", "--locked", "--workspace", "-e", "normal,build,dev", "--prefix"];
     let listed = Command::new("cargo")
         .args(arguments)
-        .args(["none", "--format", "{p}\t{l}"])
+        .args(["none", "--format", "{p}\t{l}", "--features", "lathe/gpu,lathe/cuda"])
         .current_dir(root)
         .stderr(Stdio::inherit())
         .output()

@@ -12,7 +12,13 @@ use crate::{Batch, Scoring, score};
 /// steps of training should have left, but have not yet, are calibrated, and the rule says so.
 pub fn causal_rule(model: &Model, state: &RouterState, batches: &[Batch]) -> Rule {
     let Ok(rule) = causal_rule_with(model, state, rows_of(batches), |rule, r, auxiliary| {
-        Ok::<_, Infallible>(deciding_logits(model, state, batches, rule, r, auxiliary))
+        Ok::<_, Infallible>(deciding_logits(
+            model,
+            batches,
+            &Scoring::by(rule, state),
+            r,
+            auxiliary,
+        ))
     });
     rule
 }
@@ -64,7 +70,13 @@ pub fn calibrate(
     auxiliary: bool,
 ) -> CausalThresholds {
     let Ok(thresholds) = calibrate_with(capacities, auxiliary, rows_of(batches), |rule, r| {
-        Ok::<_, Infallible>(deciding_logits(model, state, batches, rule, r, auxiliary))
+        Ok::<_, Infallible>(deciding_logits(
+            model,
+            batches,
+            &Scoring::by(rule, state),
+            r,
+            auxiliary,
+        ))
     });
     thresholds
 }
@@ -91,18 +103,17 @@ fn calibrate_with<E>(
     Ok(decision)
 }
 
-/// The logits of the rows of `batches` that are candidates of recursion `r` under `rule`, those of
-/// the auxiliary router where it is asked for; `None` where no row comes there.
+/// The logits of the rows of `batches` that are candidates of recursion `r` as `how` scores them,
+/// those of the auxiliary router where it is asked for; `None` where no row comes there.
 pub fn deciding_logits(
     model: &Model,
-    state: &RouterState,
     batches: &[Batch],
-    rule: &Rule,
+    how: &Scoring<'_>,
     r: usize,
     auxiliary: bool,
 ) -> Option<Vec<f32>> {
     let mut stats = RoutingStats::with_logits();
-    let how = Scoring { max_depth: Some(r + 1), ..Scoring::by(rule, state) };
+    let how = Scoring { max_depth: Some(r + 1), ..*how };
     for batch in batches {
         score(model, batch, &how, &mut stats);
     }

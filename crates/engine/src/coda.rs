@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use model::Rows;
-use ops::{Ops, Tensor2, from_rows, read_rows};
+use ops::{Tensor2, read_rows};
 use rayon::prelude::*;
 use scheduler::{After, CodaChunk, Finish, Request, Scored, SequenceEvent, SlotId, TokenOut};
 
@@ -52,7 +52,7 @@ impl Engine {
             parts.push(self.rows(chunk.slot, chunk.first..chunk.first + chunk.count));
         }
         let rows = Rows::stack(parts.iter());
-        let x_td = from_rows(lines, rows.len(), self.model.config().width);
+        let x_td = self.ops.from_rows(lines, rows.len(), self.model.config().width);
         self.runs.coda += 1;
         let (x_td, _) = self.pass(adapter, |model, pass| model.coda(x_td, &rows, pass));
         let (mut start, mut asked) = (0, Vec::new());
@@ -92,7 +92,7 @@ impl Engine {
         if requests.is_empty() {
             return;
         }
-        let rows = read_rows(&Ops::Fast.gather_rows(x_td.clone(), &numbers.into()));
+        let rows = read_rows(&self.ops.gather_rows(x_td.clone(), &numbers.into()));
         for (request, x_d) in requests.iter().zip(rows.chunks_exact(self.model.config().width)) {
             self.pooled.add(*request, x_d);
         }
@@ -144,7 +144,7 @@ impl Engine {
     /// Logits of some rows, and what follows from them.
     fn heads(&mut self, adapter: u32, x_td: &Tensor2, asked: &[AskedRow], drawn: &mut DrawnTokens) {
         let numbers: Arc<[u32]> = asked.iter().map(|a| a.row).collect();
-        let x_ad = Ops::Fast.gather_rows(x_td.clone(), &numbers);
+        let x_ad = self.ops.gather_rows(x_td.clone(), &numbers);
         self.runs.head += 1;
         let (logits, _) = self.pass(adapter, |model, pass| read_rows(&model.logits(x_ad, pass)));
         let (vocab, draw) = (self.model.config().vocab_size, self.draw.as_ref());

@@ -86,6 +86,7 @@ pub struct Engine {
     in_passes: Duration,
     pub(crate) runs: PartRuns,
     watch: Option<SharedProbe>,
+    pub(crate) ops: Ops,
     loads: ExpertLoads,
     matrix_bytes: MatrixBytes,
     pub(crate) routed: RoutedExperts,
@@ -146,10 +147,16 @@ impl Engine {
             in_passes: Duration::ZERO,
             runs: PartRuns::default(),
             watch: None,
+            ops: Ops::Fast,
             loads: ExpertLoads::default(),
             matrix_bytes: MatrixBytes::default(),
             routed: RoutedExperts::default(),
         })
+    }
+
+    /// From now on passes run by `ops`. Pages stay in the memory of the processors.
+    pub fn use_ops(&mut self, ops: Ops) {
+        self.ops = ops;
     }
 
     /// From now on `watch` is told what passes tell their probe, with the ids of requests in the
@@ -294,7 +301,7 @@ impl Engine {
         work: impl FnOnce(&Model, &mut Pass<'_>) -> T,
     ) -> (T, BTreeMap<SlotId, usize>) {
         let begun = Instant::now();
-        let Self { rule, state, store, tiers, handle, in_flight, watch, .. } = self;
+        let Self { rule, state, store, tiers, handle, in_flight, watch, ops, .. } = self;
         let (loads, bytes, routed) = (&mut self.loads, &mut self.matrix_bytes, &mut self.routed);
         let model = handle.adapted(adapter).unwrap_or_else(|| {
             panic!("adapter {adapter} was given up while a request ran with it")
@@ -309,7 +316,7 @@ impl Engine {
         let mut watched = Watched { loads, bytes, watch, routing };
         let mut kv = PagedCache::new(handle.lock(), store, tiers, in_flight);
         let mut pass = Pass {
-            ops: Ops::Fast,
+            ops: *ops,
             kv: &mut kv,
             rule,
             state,
@@ -384,7 +391,7 @@ impl Engine {
             let suspended: Vec<&RowState> =
                 places.iter().map(|(slot, i)| &self.in_flight[slot].states[*i]).collect();
             let (rows, width) = (Rows::stack(parts.iter()), self.model.config().width);
-            let mut state = RecursionState::resume(&suspended, rows, width);
+            let mut state = RecursionState::resume(&suspended, rows, width, self.ops);
             self.runs.recursion += 1;
             ((), added) = self.pass(0, |model, pass| model.recur(&mut state, pass));
             for ((slot, i), state) in places.iter().zip(state.suspend()) {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use model::{Model, RouterState, Rule};
-use ops::{KvFormat, KvStore};
+use ops::{KvFormat, KvStore, Ops};
 use scheduler::{
     Constrained, DepthOptions, PAGE, Request, SamplingParams, SchedulerLimits, SequenceEvent,
     TokenOut,
@@ -123,14 +123,15 @@ pub fn generate(
     what: &Generation<'_>,
     each: &mut dyn FnMut(&Token) -> bool,
 ) -> Result<Generated, GenerateError> {
-    generate_watched(model, what, None, each)
+    generate_watched(Ops::Fast, model, what, None, each)
 }
 
-/// The same, with what passes tell their probe told to `watch`.
+/// The same by `ops`, with what passes tell their probe told to `watch`.
 ///
 /// # Errors
 /// As [`generate`].
 pub fn generate_watched(
+    ops: Ops,
     model: &Arc<Model>,
     what: &Generation<'_>,
     watch: Option<SharedProbe>,
@@ -138,6 +139,7 @@ pub fn generate_watched(
 ) -> Result<Generated, GenerateError> {
     check(model, what)?;
     let mut engine = engine_for(model, what).map_err(RunError::from)?;
+    engine.use_ops(ops);
     if let Some(watch) = watch {
         engine.watch(watch);
     }

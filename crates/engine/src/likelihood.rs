@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use model::{Model, RouterState, Rule};
-use ops::KvFormat;
+use ops::{KvFormat, Ops};
 use scheduler::{
     DepthOptions, PAGE, Request, SamplingParams, SchedulerLimits, SequenceEvent, TokenOut,
 };
@@ -35,13 +35,14 @@ pub struct Likelihood {
     pub greedy: bool,
 }
 
-/// Scores `stretches` under a causal `rule`; `done` hears how many are through. Routers that draw
-/// do so with seed 0.
+/// Scores `stretches` by `ops` under a causal `rule`; `done` hears how many are through. Routers
+/// that draw do so with seed 0.
 ///
 /// # Errors
 /// What the engine says to a rule or to a stretch: an unknown id, or more tokens than the model's
 /// context.
 pub fn likelihoods(
+    ops: Ops,
     model: &Arc<Model>,
     rule: &Rule,
     state: &RouterState,
@@ -60,7 +61,8 @@ pub fn likelihoods(
         ..SchedulerLimits::default()
     };
     let options = EngineOptions { limits, kv: KvFormat::F32, draw: Arc::new(DefaultDraw) };
-    let engine = Engine::new(model.clone(), rule.clone(), state.clone(), options)?;
+    let mut engine = Engine::new(model.clone(), rule.clone(), state.clone(), options)?;
+    engine.use_ops(ops);
     let requests = stretches.iter().enumerate().map(|(i, stretch)| request(i as u64, stretch));
     let mut through = 0;
     let finished = run_requests(engine, requests.collect(), &mut |_, event| {

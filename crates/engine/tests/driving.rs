@@ -11,7 +11,7 @@ use engine::{
     EngineThread, RunError, Scoring, Stretch, likelihoods, log_probabilities, run_requests,
 };
 use model::{KvMode, RouterConfig, RouterState};
-use ops::KvFormat;
+use ops::{KvFormat, Ops};
 use scheduler::{Backend, Finish, Refusal, Request, SchedulerLimits, SequenceEvent};
 use testkit::{VOCAB, ids};
 
@@ -147,8 +147,18 @@ fn likelihoods_are_sums_of_log_probabilities() {
         let stretches: Vec<Stretch<'_>> =
             texts.iter().enumerate().map(|(i, ids)| Stretch { ids, from: from(i) }).collect();
         let mut through = Vec::new();
-        let found = likelihoods(&model, &rule, &state, &stretches, &mut |n| through.push(n));
-        let found = found.expect("fair stretches");
+        let mut by = |ops| {
+            let found =
+                likelihoods(ops, &model, &rule, &state, &stretches, &mut |n| through.push(n));
+            found.expect("fair stretches")
+        };
+        // By plain operations pages hold the same, and rows wait and go on as ever.
+        let (plain, found) = (by(Ops::PLAIN), by(Ops::Fast));
+        for (plain, found) in plain.iter().zip(&found) {
+            let (plain, found) = (plain.log_likelihood, found.log_likelihood);
+            assert!((plain - found).abs() <= 1e-5 * found.abs(), "{plain} and {found}");
+        }
+        assert_eq!(through.split_off(8), (1..=8).collect::<Vec<_>>());
         assert_eq!(through, (1..=8).collect::<Vec<_>>());
         for (i, (text, found)) in texts.iter().zip(found).enumerate() {
             let scoring = Scoring::by(&rule, &state);
@@ -169,8 +179,8 @@ fn likelihoods_are_sums_of_log_probabilities() {
             );
         }
         let long = ids(1, 65);
-        let refused =
-            likelihoods(&model, &rule, &state, &[Stretch { ids: &long, from: 1 }], &mut |_| {});
+        let stretches = [Stretch { ids: &long, from: 1 }];
+        let refused = likelihoods(Ops::Fast, &model, &rule, &state, &stretches, &mut |_| {});
         assert!(matches!(refused, Err(RunError::Refused(_))), "{refused:?}");
     }
 }

@@ -331,7 +331,7 @@ fn scores_are_log_probabilities() {
         let plain = score(
             &model,
             &batch,
-            &Scoring { ops: Ops::Plain, ..Scoring::by(&rule, &state) },
+            &Scoring { ops: Ops::PLAIN, ..Scoring::by(&rule, &state) },
             &mut NoProbe,
         );
         for (t, row) in rows.iter().enumerate() {

@@ -9,6 +9,7 @@ use trace::shapes::TraceForm;
 use train::DataConfig;
 
 use crate::bench::arguments::BenchCommand;
+use crate::device::DeviceOption;
 pub(crate) use crate::generating_arguments::{AdapterOption, Chat, Drawing, Form, Generate};
 use crate::numbers;
 use crate::serving_arguments::{Serve, weights_help};
@@ -24,7 +25,7 @@ const ABOUT: &str =
 const LONG_ABOUT: &str = "\
 Lathe trains, evaluates and serves language models that spend compute per token: shared layers are
 applied again and again (recursions), and a router decides for every token how often
-(Mixture-of-Recursions). Everything runs on the CPUs of one machine.
+(Mixture-of-Recursions). It runs on CPUs; builds with a GPU have `--device`.
 
 `lathe quickstart` goes from nothing to a small model that writes text, in about five minutes.";
 
@@ -261,6 +262,8 @@ pub(crate) struct Train {
     /// Show the complete recipe and what it would cost, and stop
     #[arg(long)]
     pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) on: DeviceOption,
     /// Seconds that processes of one run wait for each other before they give up; saves are within
     /// it [default: 1800]
     #[arg(long, value_name = "SECONDS", value_parser = numbers::upto::<u64>(numbers::YEAR))]
@@ -273,6 +276,8 @@ pub(crate) struct Eval {
     pub(crate) checkpoint: PathBuf,
     #[command(flatten)]
     pub(crate) adapted: AdapterOption,
+    #[command(flatten)]
+    pub(crate) on: DeviceOption,
     /// Folder made by `lathe data build`: loss, perplexity and bits per byte of its text
     #[arg(long, required_unless_present = "tasks")]
     pub(crate) data: Option<PathBuf>,
@@ -462,9 +467,12 @@ pub(crate) struct Verify {
     /// Print the results as JSON
     #[arg(long)]
     pub(crate) json: bool,
-    /// Run the plain reference operations instead of the fast ones
-    #[arg(long)]
+    /// Run the plain reference operations instead of the fast ones; other devices than cpu have
+    /// these alone
+    #[arg(long, conflicts_with = "device")]
     pub(crate) plain: bool,
+    #[command(flatten)]
+    pub(crate) on: DeviceOption,
 }
 
 /// The help of `--router`: routers with a setting under which a converted model computes what the

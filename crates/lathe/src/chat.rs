@@ -188,7 +188,8 @@ impl Talk<'_> {
         self.turns += 1;
         let show = self.options.show_depth;
         let mut written = generate::Written::new(&self.stored, show);
-        let reading = Reading { tokenizer: &self.tokenizer, stops: &[], watch: None };
+        let reading =
+            Reading { tokenizer: &self.tokenizer, stops: &[], watch: None, ops: ops::Ops::Fast };
         let generated = generate::stream(&self.stored, &what, reading, &mut written, stopped)?;
         output::line("");
         if show {

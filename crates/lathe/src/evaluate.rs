@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use data::{Corpus, Split, Tokenizer, Windows};
 use engine::{RowScore, Scoring, disagreement};
 use model::{Probe, Rule};
+use ops::Ops;
 use report::Table;
 use serde_json::json;
 use trace::{Recorder, TokenFacts, Trace};
@@ -14,15 +15,19 @@ use train::{RuleScore, Stored, WindowChoice, in_chunks, pack, score_rule, score_
 
 use crate::arguments::Eval;
 use crate::train_run::score_row;
-use crate::{evaluate_tasks, open, output, traces};
+use crate::{device, evaluate_tasks, open, output, traces};
 
 /// `lathe eval --data`, and `lathe eval --tasks` where no data is given.
 pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
+    let device = options.on.open()?;
     let (stored, tokenizer) =
         open::adapted(&options.checkpoint, options.adapted.adapter.as_deref())?;
+    device::takes(device, &[stored.rounded.as_ref(), options.weights.as_ref()])?;
     let weights = open::round(&stored.model, stored.rounded.as_ref(), options.weights.as_ref())?;
     let Some(data) = &options.data else {
-        return evaluate_tasks::run(options, weights, &stored, &tokenizer);
+        return device.guard(|| {
+            evaluate_tasks::run(options, weights, Ops::on(device), &stored, &tokenizer)
+        })?;
     };
     let split = if options.split == "train" { Split::Train } else { Split::Validation };
     let corpus =
@@ -66,7 +71,9 @@ pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
     options.trace.as_deref().map(traces::must_be_free).transpose()?;
     let traced = options.trace.as_ref().map(|_| traces::recorder(&stored.model));
     let mut recorder = traced.transpose()?;
-    let (scores, rows) = score_all(&stored, &windows, &choice, mask, recorder.as_mut())?;
+    let (scores, rows) = device.guard(|| {
+        score_all(Ops::on(device), &stored, &windows, &choice, mask, recorder.as_mut())
+    })??;
     show(options, &stored, (&scores, &choice), (length, mask), (split, &weights.to_string()))?;
     // Behind the numbers, which a disk that is full must not take away.
     if let (Some(path), Some(recorder)) = (&options.trace, &mut recorder) {
@@ -178,9 +185,10 @@ struct Scores {
     rows: usize,
 }
 
-/// Scores the windows chosen with both rules and with every cap; beside the scores what each row
-/// got by the causal rule.
+/// Scores the windows chosen by `ops` with both rules and with every cap; beside the scores what
+/// each row got by the causal rule.
 fn score_all(
+    ops: Ops,
     stored: &Stored,
     windows: &Windows,
     choice: &WindowChoice,
@@ -189,16 +197,16 @@ fn score_all(
 ) -> Result<(Scores, Vec<RowScore>)> {
     let chunks = in_chunks(windows, &choice.scored)?;
     let rule = open::causal(stored)?;
-    let whole = Scoring::by(&Rule::NonCausal, &stored.state);
+    let whole = Scoring { ops, ..Scoring::by(&Rule::NonCausal, &stored.state) };
     let (training, a) = score_rule(&stored.model, windows, &chunks, mask, &whole);
-    let whole = Scoring::by(&rule, &stored.state);
+    let whole = Scoring { ops, ..Scoring::by(&rule, &stored.state) };
     let watch = recorder.map(|recorder| (&choice.scored[..], recorder as &mut dyn Probe));
     let (causal, b) = score_watched(&stored.model, windows, &chunks, mask, &whole, watch);
     let mut caps: Vec<(usize, RuleScore)> = Vec::new();
     if !stored.model.plan().recursions.is_empty() {
         let most = stored.model.config().recursions;
         for cap in 1..most {
-            let capped = Scoring { max_depth: Some(cap), ..Scoring::by(&rule, &stored.state) };
+            let capped = Scoring { max_depth: Some(cap), ..whole };
             caps.push((cap, score_rule(&stored.model, windows, &chunks, mask, &capped).0));
         }
         caps.push((most, causal.clone()));

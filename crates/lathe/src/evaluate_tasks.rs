@@ -10,6 +10,7 @@ use data::Tokenizer;
 use engine::{Stretch, likelihoods};
 use files::NewFile;
 use indicatif::{ProgressBar, ProgressStyle};
+use ops::Ops;
 use report::Table;
 use serde_json::{Value, json};
 use tasks::{Before, ItemRecord, SequenceScore, Task, TaskReport};
@@ -23,6 +24,7 @@ use model::WeightFormats;
 pub(crate) fn run(
     options: &Eval,
     weights: WeightFormats,
+    ops: Ops,
     stored: &Stored,
     tokenizer: &Tokenizer,
 ) -> Result<ExitCode> {
@@ -42,8 +44,8 @@ pub(crate) fn run(
         if let Some(limit) = options.limit {
             task.keep_first(limit);
         }
-        let report =
-            evaluate(task, stored, tokenizer).with_context(|| format!("task {}", task.name()))?;
+        let report = evaluate(task, ops, stored, tokenizer)
+            .with_context(|| format!("task {}", task.name()))?;
         if let Some(items) = &mut items {
             report.write_records(items).context("writing --items")?;
         }
@@ -76,7 +78,7 @@ fn holds_items_or_nothing(path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn evaluate(task: &Task, stored: &Stored, tokenizer: &Tokenizer) -> Result<TaskReport> {
+fn evaluate(task: &Task, ops: Ops, stored: &Stored, tokenizer: &Tokenizer) -> Result<TaskReport> {
     let context = stored.model.config().context;
     let special = open::special(stored, tokenizer);
     let before = Before { begin: special.begin(), prefix: special.prefix() };
@@ -88,7 +90,7 @@ fn evaluate(task: &Task, stored: &Stored, tokenizer: &Tokenizer) -> Result<TaskR
     if let Ok(style) = ProgressStyle::with_template("{msg:>20} {bar:30} {pos}/{len} {eta}") {
         bar.set_style(style);
     }
-    let found = likelihoods(&stored.model, &rule, &stored.state, &stretches, &mut |n| {
+    let found = likelihoods(ops, &stored.model, &rule, &stored.state, &stretches, &mut |n| {
         bar.set_position(n as u64)
     })?;
     bar.finish_and_clear();

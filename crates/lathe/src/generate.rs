@@ -11,17 +11,20 @@ use data::Tokenizer;
 use engine::{Generated, Generation, Sampler, SharedProbe};
 use grammar::Compiled;
 use opening::continuation::{self, Asked, Reading, TextPiece};
+use ops::Ops;
 use report::DepthColors;
 use trace::{Recorder, Trace};
 use train::Stored;
 
 use crate::arguments::{Drawing, Form, Generate};
-use crate::{open, output, traces};
+use crate::{device, open, output, traces};
 
 /// `lathe generate`, with the prompt from `--prompt` or standard input.
 pub(crate) fn run(options: &Generate) -> Result<ExitCode> {
+    let device = options.on.open()?;
     let (stored, tokenizer) =
         open::adapted(&options.checkpoint, options.adapted.adapter.as_deref())?;
+    device::takes(device, &[stored.rounded.as_ref(), options.weights.as_ref()])?;
     ensure!(options.count > 0, "--n is 0, expected at least 1");
     continuation::check_stops(&options.stop)?;
     let prompt = match (&options.prompt, &options.prompt_file) {
@@ -62,11 +65,12 @@ pub(crate) fn run(options: &Generate) -> Result<ExitCode> {
             stop: &options.stop,
             form: form.as_ref(),
             recorder: recorder.as_ref(),
+            ops: Ops::on(device),
         };
         if choice > 0 {
             output::line("");
         }
-        let generated = continue_text(&stored, &tokenizer, &wanted)?;
+        let generated = device.guard(|| continue_text(&stored, &tokenizer, &wanted))??;
         output::line("");
         if let Some(recorder) = recorder {
             let mut recorder = recorder.lock().unwrap_or_else(PoisonError::into_inner);
@@ -162,6 +166,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) form: Option<&'a Compiled>,
     /// Who notes what routers decide.
     pub(crate) recorder: Option<&'a SharedRecorder>,
+    /// The operations that passes run.
+    pub(crate) ops: Ops,
 }
 
 /// Streams the prompt and its continuation.
@@ -188,7 +194,7 @@ pub(crate) fn continue_text(
     };
     let mut written = Written::new(stored, wanted.show_depth);
     let watch = wanted.recorder.map(|recorder| recorder.clone() as SharedProbe);
-    let reading = Reading { tokenizer, stops: wanted.stop, watch };
+    let reading = Reading { tokenizer, stops: wanted.stop, watch, ops: wanted.ops };
     stream(stored, &what, reading, &mut written, &|| false)
 }
 

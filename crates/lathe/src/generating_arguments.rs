@@ -6,6 +6,7 @@ use clap::Args;
 use model::WeightFormats;
 use opening::continuation::USUAL;
 
+use crate::device::DeviceOption;
 use crate::numbers;
 use crate::serving_arguments::weights_help;
 
@@ -23,6 +24,8 @@ pub(crate) struct Generate {
     pub(crate) checkpoint: PathBuf,
     #[command(flatten)]
     pub(crate) adapted: AdapterOption,
+    #[command(flatten)]
+    pub(crate) on: DeviceOption,
     /// Text to continue [default: standard input]
     #[arg(short, long)]
     pub(crate) prompt: Option<String>,

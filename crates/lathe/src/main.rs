@@ -11,6 +11,7 @@ mod compare;
 mod convert;
 mod costs;
 mod data_build;
+mod device;
 mod evaluate;
 mod evaluate_tasks;
 mod examples;
@@ -182,10 +183,11 @@ fn completions(shell: clap_complete::Shell) -> anyhow::Result<ExitCode> {
 }
 
 fn verify(options: &arguments::Verify) -> anyhow::Result<ExitCode> {
-    let ops = if options.plain { ops::Ops::Plain } else { ops::Ops::Fast };
+    let device = options.on.open()?;
+    let ops = if options.plain { ops::Ops::PLAIN } else { ops::Ops::on(device) };
     let mut cases = Vec::new();
     for dir in &options.dirs {
-        cases.extend(verify::verify(dir, ops)?);
+        cases.extend(device.guard(|| verify::verify(dir, ops))??);
     }
     if options.json {
         output::json(&cases)?;

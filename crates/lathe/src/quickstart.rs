@@ -60,7 +60,8 @@ pub(crate) fn run(options: &Quickstart) -> Result<ExitCode> {
         ops::machine()
     ));
     let run_dir = options.out.join("run");
-    let Some(validation) = train_run::train(&recipe, &run_dir, Resume::Auto, &Launch::alone())?
+    let Some(validation) =
+        train_run::train(&recipe, &run_dir, Resume::Auto, &Launch::alone(), ops::Device::CPU)?
     else {
         output::line(format!(
             "stopped and saved; `lathe train {} --out {}` continues",
@@ -200,6 +201,7 @@ fn speak(stored: &Stored, tokenizer: &Tokenizer, seed: u64) -> Result<()> {
             stop: &[],
             form: None,
             recorder: None,
+            ops: ops::Ops::Fast,
         };
         output::line("");
         continue_text(stored, tokenizer, &wanted)?;

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use ops::Device;
 use report::human_count;
 use train::{Recipe, Resume, Stop, Validation};
 
@@ -16,6 +17,8 @@ use crate::{SAVED_UNFINISHED, output, plan, recipe, runs};
 /// `lathe train`, with the live display, until the last step or a signal.
 pub(crate) fn run(options: &Train) -> Result<ExitCode> {
     let recipe = recipe::load(&options.recipe, &options.set)?;
+    let device = options.on.open()?;
+    recipe.runs_on(device)?;
     if options.dry_run {
         plan::dry_run(&recipe)?;
         return Ok(ExitCode::SUCCESS);
@@ -27,7 +30,8 @@ pub(crate) fn run(options: &Train) -> Result<ExitCode> {
         (_, false) => Resume::Auto,
     };
     let launch = Launch::find(options.process_timeout)?;
-    let validation = named(&launch, train(&recipe, &options.out, resume, &launch))?;
+    let validation =
+        named(&launch, device.guard(|| train(&recipe, &options.out, resume, &launch, device))?)?;
     if launch.is_first() {
         match &validation {
             Some(validation) => output::table(&results(validation)),
@@ -49,15 +53,17 @@ fn named<T>(launch: &Launch, done: Result<T>) -> Result<T> {
     }
 }
 
-/// Trains to the recipe's end or the first signal to one of the processes.
+/// Trains on `device` to the recipe's end or the first signal to one of the processes.
 pub(crate) fn train(
     recipe: &Recipe,
     out: &Path,
     resume: Resume,
     launch: &Launch,
+    device: Device,
 ) -> Result<Option<Validation>> {
     let asked = Asked::listen()?;
     let mut run = runs::opened_among(recipe, out, resume, launch.processes.clone())?;
+    run.trainer.run_on(device)?;
     let steps = run.trainer.recipe.train.steps;
     // One of several processes speaks for all.
     let mut live = launch.is_first().then(|| Live::new(run.trainer.step, steps));

@@ -60,7 +60,7 @@ impl Pass<'_> {
     /// Zeros `[rows, width]` that record if the pass does, so that what is computed from them
     /// trains its weights.
     pub(crate) fn nothing(&self, rows: usize, width: usize) -> Tensor2 {
-        let zeros = ops::from_rows(vec![0.0; rows * width], rows, width);
+        let zeros = self.ops.from_rows(vec![0.0; rows * width], rows, width);
         if self.record { ops::leaf(&zeros) } else { zeros }
     }
 

@@ -198,7 +198,7 @@ impl Recursion {
         let numbers: Arc<[u32]> = numbers.into();
         let weight_a1 = match ran.carry.get(WEIGHT).filter(|_| !every_pass) {
             Some(weight_a1) => pass.ops.gather_rows(weight_a1.clone(), &done),
-            None => ops::column(vec![1.0; done.len()]),
+            None => pass.ops.column(vec![1.0; done.len()]),
         };
         let y_ad = pass.ops.gather_rows(y_ad, &done);
         let x_td = state.take_stream();

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ops::{Tensor2, from_rows, read_rows};
+use ops::{Ops, Tensor2, from_rows, read_rows};
 
 use crate::carry::Carry;
 use crate::rows::Rows;
@@ -102,11 +102,11 @@ impl RecursionState {
         std::mem::replace(&mut self.x_td, from_rows(Vec::new(), 0, 0))
     }
 
-    /// Resumes rows that were suspended, possibly in different passes. `rows` say who they are,
-    /// with their tokens.
-    pub fn resume(states: &[&RowState], rows: Rows, width: usize) -> Self {
+    /// Resumes rows that were suspended, possibly in different passes, where `ops` compute. `rows`
+    /// say who they are, with their tokens.
+    pub fn resume(states: &[&RowState], rows: Rows, width: usize, ops: Ops) -> Self {
         assert!(rows.token.is_some(), "resumed rows carry their tokens");
-        let x_td = matrix(states.iter().map(|state| &state.x_d), states.len(), width);
+        let x_td = matrix(states.iter().map(|state| &state.x_d), states.len(), width, ops);
         let mut resumed = Self::new(x_td, rows, BTreeMap::default());
         resumed.depth_t = states.iter().map(|state| state.depth).collect();
         let going: Vec<u32> =
@@ -122,7 +122,7 @@ impl RecursionState {
         let (mut carry, mut input) = (Carry::default(), None);
         for (&name, value) in &first.carry {
             let lines = active.iter().map(|state| &state.carry[name]);
-            let value_aw = matrix(lines, active.len(), value.len());
+            let value_aw = matrix(lines, active.len(), value.len(), ops);
             if name == BLOCK_INPUT {
                 input = Some(value_aw);
                 resumed.chained = true;
@@ -130,8 +130,9 @@ impl RecursionState {
                 carry.set(name, value_aw);
             }
         }
-        let x_ad = input
-            .unwrap_or_else(|| matrix(active.iter().map(|state| &state.x_d), active.len(), width));
+        let x_ad = input.unwrap_or_else(|| {
+            matrix(active.iter().map(|state| &state.x_d), active.len(), width, ops)
+        });
         resumed.active = ActiveRows {
             runs: groups.iter().map(|(depth, numbers)| (*depth, numbers.len())).collect(),
             rows: resumed.rows.only(&numbers),
@@ -169,10 +170,15 @@ impl RecursionState {
     }
 }
 
-fn matrix<'a>(lines: impl Iterator<Item = &'a Vec<f32>>, count: usize, width: usize) -> Tensor2 {
+fn matrix<'a>(
+    lines: impl Iterator<Item = &'a Vec<f32>>,
+    count: usize,
+    width: usize,
+    ops: Ops,
+) -> Tensor2 {
     let mut values = Vec::with_capacity(count * width);
     lines.for_each(|line| values.extend_from_slice(line));
-    from_rows(values, count, width)
+    ops.from_rows(values, count, width)
 }
 
 /// The rows `active` grouped by depth, shallower groups first; each group keeps the order.

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use data::{DecodeStream, Tokenizer};
 use engine::{Generated, Generation, Sampler, SharedProbe, Token};
 use grammar::{Compiled, Grammar};
+use ops::Ops;
 use server::{StopHit, StopMatcher};
 use train::Stored;
 
@@ -42,6 +43,8 @@ pub struct Reading<'a> {
     pub stops: &'a [String],
     /// Who hears what passes tell their probe.
     pub watch: Option<SharedProbe>,
+    /// The operations that passes run.
+    pub ops: Ops,
 }
 
 /// The text on its way out.
@@ -91,21 +94,22 @@ pub fn stream(
     let stops = StopMatcher::new(reading.stops, false);
     let mut text = Text { decoded, stops, hit: None };
     let mut bad = None;
-    let generated = engine::generate_watched(&stored.model, what, reading.watch, &mut |token| {
-        if what.stop.contains(&token.id) {
-            return true;
-        }
-        let spelled = match text.decoded.push(token.id) {
-            Ok(spelled) => spelled.unwrap_or_default(),
-            Err(error) => {
-                bad = Some(error);
-                return false;
+    let generated =
+        engine::generate_watched(reading.ops, &stored.model, what, reading.watch, &mut |token| {
+            if what.stop.contains(&token.id) {
+                return true;
             }
-        };
-        let out = text.push(&spelled);
-        let wanted = each(&TextPiece { token: Some(token), spelled: &spelled, text: &out });
-        wanted && text.hit.is_none()
-    })?;
+            let spelled = match text.decoded.push(token.id) {
+                Ok(spelled) => spelled.unwrap_or_default(),
+                Err(error) => {
+                    bad = Some(error);
+                    return false;
+                }
+            };
+            let out = text.push(&spelled);
+            let wanted = each(&TextPiece { token: Some(token), spelled: &spelled, text: &out });
+            wanted && text.hit.is_none()
+        })?;
     if let Some(error) = bad {
         return Err(error.into());
     }

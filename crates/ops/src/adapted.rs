@@ -64,19 +64,31 @@ impl Ops {
             (Ops::Fast, Some(residual_tn)) => {
                 apply(AdaptedLinearAdd(AdaptedLinear(formula)), [x_td, residual_tn])
             }
-            (Ops::Plain, residual_tn) => {
+            (Ops::Plain(_), residual_tn) => {
                 let flat = |w: &Weight| {
                     let (rows, columns) = w.shape();
-                    w.plain().reshape([1, rows * columns])
+                    w.plain(&x_td).reshape([1, rows * columns])
                 };
                 let all = std::iter::once(w_nd).chain(leaves.iter().map(|leaf| &*leaf.weight));
                 let flat = Tensor2::cat(all.map(flat).collect(), 1);
-                let (rows, columns) = w_nd.shape();
-                let merged = apply(Merge(formula), [flat]).reshape([rows, columns]);
+                let merged = self.merged(Merge(formula), flat, &x_td);
                 let y_tn = x_td.matmul(merged.transpose());
                 residual_tn.map_or(y_tn.clone(), |residual_tn| tensor::add(residual_tn, y_tn))
             }
         }
+    }
+
+    /// What `merge` has made of `flat`, where `like` is; the formula itself runs on the processors.
+    #[cfg_attr(not(any(feature = "gpu", feature = "cuda")), allow(unused_variables))]
+    fn merged(self, merge: Merge, flat: Tensor2, like: &Tensor2) -> Tensor2 {
+        #[cfg(any(feature = "gpu", feature = "cuda"))]
+        if self.device() != crate::Device::CPU {
+            use crate::device_seam::{Cube, apply};
+            let merged = merge.0.adapted.merged.plain(like);
+            return apply::<Cube, _, 2>(merge, [flat, merged]);
+        }
+        let (rows, columns) = merge.0.adapted.merged.shape();
+        apply(merge, [flat]).reshape([rows, columns])
     }
 }
 
@@ -225,5 +237,31 @@ impl FastOp<1> for Merge {
         }
         let count = flat.len();
         [Some(make(flat, 1, count))]
+    }
+}
+
+#[cfg(any(feature = "gpu", feature = "cuda"))]
+mod device {
+    use burn_backend::tensor::FloatTensor;
+    use burn_backend::{Backend, TensorMetadata};
+
+    use super::Merge;
+    use crate::device_seam::{DeviceOp, put, read};
+    use crate::seam::FastOp;
+
+    /// The second input is the merged matrix, which has a copy on the device: forward neither reads
+    /// anything back nor copies anything there.
+    impl<B: Backend> DeviceOp<B, 2> for Merge {
+        type Saved = ();
+
+        fn forward(&self, [_, merged]: [FloatTensor<B>; 2]) -> (FloatTensor<B>, ()) {
+            (merged, ())
+        }
+
+        fn backward(&self, (): (), g: FloatTensor<B>, _: [bool; 2]) -> [Option<FloatTensor<B>>; 2] {
+            let device = g.device();
+            let [flat] = FastOp::backward(self, (), read::<B>(g), [true], None);
+            [flat.map(|flat| put::<B>(&flat, &device)), None]
+        }
     }
 }

@@ -20,9 +20,14 @@ impl Ops {
         assert_eq!(loss.dims(), [1, 1], "a loss to attach is a 1 x 1 tensor");
         // What Burn's own operations add to a gradient depends on the gradient that arrives, so the
         // plain body is the same node of the tape.
-        match self {
-            Ops::Fast | Ops::Plain => apply(AttachLoss { weight }, [x_td, loss]),
+        #[cfg(any(feature = "gpu", feature = "cuda"))]
+        if self.device() != crate::Device::CPU {
+            return crate::device_seam::apply::<crate::device_seam::Cube, _, 2>(
+                AttachLoss { weight },
+                [x_td, loss],
+            );
         }
+        apply(AttachLoss { weight }, [x_td, loss])
     }
 }
 
@@ -40,5 +45,33 @@ impl FastOp<2> for AttachLoss {
 
     fn backward(&self, (): (), g_td: Raw, _: [bool; 2], _: Option<Raw>) -> [Option<Raw>; 2] {
         [Some(g_td), Some(make(vec![self.weight], 1, 1))]
+    }
+}
+
+#[cfg(any(feature = "gpu", feature = "cuda"))]
+mod device {
+    use burn_backend::tensor::FloatTensor;
+    use burn_backend::{Backend, TensorData, TensorMetadata};
+
+    use super::AttachLoss;
+    use crate::device_seam::DeviceOp;
+
+    impl<B: Backend> DeviceOp<B, 2> for AttachLoss {
+        type Saved = ();
+
+        fn forward(&self, [x_td, _]: [FloatTensor<B>; 2]) -> (FloatTensor<B>, ()) {
+            (x_td, ())
+        }
+
+        fn backward(
+            &self,
+            (): (),
+            g_td: FloatTensor<B>,
+            _: [bool; 2],
+        ) -> [Option<FloatTensor<B>>; 2] {
+            let weight = TensorData::new(vec![self.weight], [1, 1]);
+            let weight = B::float_from_data(weight, &g_td.device());
+            [Some(g_td), Some(weight)]
+        }
     }
 }

@@ -9,7 +9,7 @@ pub use kernels::attend::{Heads, Spans};
 use kernels::attend::{attend_backward, attend_forward};
 
 use crate::seam::{FastOp, Raw, apply, buffer, dims, make, values};
-use crate::{Ops, Tensor2};
+use crate::{Ops, Tensor2, Weight};
 
 impl Ops {
     /// `q_tn [t, H*K]` and `kv_sn [s, G*(K+V)]` (key heads, then value heads), both already
@@ -24,7 +24,7 @@ impl Ops {
     ) -> Tensor2 {
         match self {
             Ops::Fast => apply(Attend { spans: spans.clone(), heads }, [q_tn, kv_sn]),
-            Ops::Plain => plain(q_tn, kv_sn, spans, heads, None),
+            Ops::Plain(_) => plain(q_tn, kv_sn, spans, heads, None),
         }
     }
 }
@@ -35,7 +35,7 @@ pub(crate) fn plain(
     kv_sn: Tensor2,
     spans: &Spans,
     heads: Heads,
-    sinks: Option<Tensor2>,
+    sinks: Option<&Weight>,
 ) -> Tensor2 {
     let Heads { heads: h, kv_heads: g, head_dim: k, value_dim: v, .. } = heads;
     let (t, s) = (q_tn.dims()[0], kv_sn.dims()[0]);
@@ -44,7 +44,7 @@ pub(crate) fn plain(
     let hidden: Vec<bool> = (0..t * s).map(|i| !sees(i / s, i % s)).collect();
     let empty: Vec<f32> =
         (0..t).map(|row| f32::from(u8::from(spans.start[row] < spans.end[row]))).collect();
-    let device = q_tn.device();
+    let (device, sinks) = (q_tn.device(), sinks.map(|sinks| sinks.plain(&q_tn)));
     let hidden =
         Tensor::<2, Bool>::from_data(TensorData::new(hidden, [t, s]), &device).unsqueeze::<3>();
     let nonempty = Tensor::<3>::from_data(TensorData::new(empty, [1, t, 1]), &device);
@@ -53,6 +53,11 @@ pub(crate) fn plain(
     let [keys, values] = [(0, k), (g * k, v)].map(|(first, width)| -> Tensor<3> {
         let heads_gsk: Tensor<3> =
             kv_sn.clone().narrow(1, first, g * width).reshape([s, g, width]).swap_dims(0, 1);
+        // On CubeCL's backend the gradient of one repetition is wrong: a sum over an axis of one
+        // entry in a tensor of four axes, the last two of which are swapped.
+        if h == g {
+            return heads_gsk;
+        }
         heads_gsk.unsqueeze_dim::<4>(1).repeat_dim(1, h / g).reshape([h, s, width])
     });
     let scale = heads.scale.unwrap_or_else(|| 1.0 / (k as f32).sqrt());

@@ -35,7 +35,7 @@ impl Ops {
             Ops::Fast => {
                 apply(Chosen { rows: rows.clone(), columns: columns.clone(), how }, [scores_te])
             }
-            Ops::Plain => {
+            Ops::Plain(_) => {
                 let ([t, e], device) = (scores_te.dims(), scores_te.device());
                 let at: Vec<u32> =
                     rows.iter().zip(columns.iter()).map(|(r, c)| r * e as u32 + c).collect();

@@ -13,7 +13,7 @@ impl Ops {
         let f = gate_up.dims()[1] / 2;
         match self {
             Ops::Fast => apply(ClampedSwiGlu(Clamp { limit, alpha }), [gate_up]),
-            Ops::Plain => {
+            Ops::Plain(_) => {
                 let gate = gate_up.clone().narrow(1, 0, f).clamp_max(limit);
                 let up = gate_up.narrow(1, f, f).clamp(-limit, limit);
                 let sigmoid = activation::sigmoid(gate.clone().mul_scalar(alpha));

@@ -21,7 +21,8 @@ impl Ops {
             Ops::Fast => {
                 apply(ScaleColumns { w_1n: w_1n.raw(), sink: w_1n.sink(), factors }, [x_tn])
             }
-            Ops::Plain => {
+            Ops::Plain(_) => {
+                let w_1n = w_1n.plain(&x_tn);
                 let y_tn = match factors {
                     Some(c) => {
                         let (n, device) = (c.len(), x_tn.device());
@@ -29,7 +30,7 @@ impl Ops {
                     }
                     None => x_tn,
                 };
-                y_tn * w_1n.plain()
+                y_tn * w_1n
             }
         }
     }

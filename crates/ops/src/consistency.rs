@@ -28,9 +28,9 @@ impl Ops {
                 let op = Consistency { head: head.matrix(), weights: weights.clone(), records };
                 apply(op, [head.widened(x)])
             }
-            Ops::Plain => {
+            Ops::Plain(_) => {
                 let device = x.device();
-                let logits = |range| Ops::Plain.logits(rows_of(&x, range), head);
+                let logits = |range| self.logits(rows_of(&x, range), head);
                 let of = |range| activation::log_softmax(logits(range), 1);
                 let (p_tv, q_tv) = (of(0..t), of(t..2 * t));
                 let apart_tv = (p_tv.clone().exp() - q_tv.clone().exp()) * (p_tv - q_tv);

@@ -49,14 +49,17 @@ impl Ops {
                 };
                 apply(op, [head.widened(x_td)])
             }
-            Ops::Plain => {
+            Ops::Plain(_) => {
                 let device = x_td.device();
                 let fixed =
-                    |raw: &Raw| constant(values(raw).to_vec(), dims(raw).0, dims(raw).1, &device);
-                let logits_tv = fixed(&raw(&theirs.widened(y_tn.clone())))
-                    .matmul(fixed(&theirs.matrix().e_vn).transpose());
+                    |values, [rows, columns]: [usize; 2]| constant(values, rows, columns, &device);
+                let y_tn = theirs.widened(y_tn.clone());
+                let y_tn = fixed(crate::read_rows(&y_tn), y_tn.dims());
+                let f_vn = &theirs.matrix().e_vn;
+                let f_vn = fixed(values(f_vn).to_vec(), dims(f_vn).into());
+                let logits_tv = y_tn.matmul(f_vn.transpose());
                 let teacher_tv = activation::log_softmax(logits_tv.div_scalar(tau), 1);
-                let logits_tv = Ops::Plain.logits(x_td, head);
+                let logits_tv = self.logits(x_td, head);
                 let student_tv = activation::log_softmax(logits_tv.div_scalar(tau), 1);
                 let apart_t1 = (teacher_tv.clone().exp() * (teacher_tv - student_tv)).sum_dim(1);
                 let weights_t1 = constant(weights.to_vec(), weights.len(), 1, &device);

@@ -18,7 +18,11 @@ impl Ops {
                 let (codes, ids) = (e_vd.codes(), ids.clone());
                 apply(Embed { e_vd: e_vd.raw(), codes, ids, sink: e_vd.sink() }, [anchor.clone()])
             }
-            Ops::Plain => e_vd.plain().select(0, index(ids, &e_vd.plain().device())),
+            Ops::Plain(_) => {
+                let e_vd = e_vd.plain(anchor);
+                let ids = index(ids, &e_vd.device());
+                e_vd.select(0, ids)
+            }
         }
     }
 }

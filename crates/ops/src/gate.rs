@@ -23,11 +23,18 @@ pub enum Activation {
 impl Ops {
     /// `alpha * activation(z)`, element by element (`z` for [`Activation::None`]).
     pub fn gate(self, z: Tensor2, kind: Activation, alpha: f32) -> Tensor2 {
+        // Gates are compared, and tie where they saturate: devices saturate elsewhere, and the
+        // processors ask for these values anyway.
+        #[cfg(any(feature = "gpu", feature = "cuda"))]
+        if self.device() != crate::Device::CPU && kind != Activation::None {
+            use crate::device_seam::{Cube, OnHost};
+            return crate::device_seam::apply::<Cube, _, 1>(OnHost(Gate { kind, alpha }), [z]);
+        }
         match (self, kind) {
             (_, Activation::None) => z,
             (Ops::Fast, _) => apply(Gate { kind, alpha }, [z]),
-            (Ops::Plain, Activation::Sigmoid) => activation::sigmoid(z).mul_scalar(alpha),
-            (Ops::Plain, Activation::Tanh) => activation::tanh(z).mul_scalar(alpha),
+            (Ops::Plain(_), Activation::Sigmoid) => activation::sigmoid(z).mul_scalar(alpha),
+            (Ops::Plain(_), Activation::Tanh) => activation::tanh(z).mul_scalar(alpha),
         }
     }
 
@@ -35,7 +42,7 @@ impl Ops {
     pub fn softmax_rows(self, z: Tensor2, alpha: f32) -> Tensor2 {
         match self {
             Ops::Fast => apply(Softmax { alpha }, [z]),
-            Ops::Plain => activation::softmax(z, 1).mul_scalar(alpha),
+            Ops::Plain(_) => activation::softmax(z, 1).mul_scalar(alpha),
         }
     }
 
@@ -49,7 +56,7 @@ impl Ops {
     pub fn bce_with_logits(self, z_a1: Tensor2, y_a: Vec<f32>, weights_a: Vec<f32>) -> Tensor2 {
         match self {
             Ops::Fast => apply(Bce { y: y_a, weights: weights_a }, [z_a1]),
-            Ops::Plain => {
+            Ops::Plain(_) => {
                 let (rows, device) = (y_a.len(), z_a1.device());
                 let (y, w) =
                     (constant(y_a, rows, 1, &device), constant(weights_a, rows, 1, &device));

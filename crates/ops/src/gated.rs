@@ -15,7 +15,7 @@ impl Ops {
         }
         match self {
             Ops::Fast => apply(Gated { function }, [gate_up]),
-            Ops::Plain => {
+            Ops::Plain(_) => {
                 let f = gate_up.dims()[1] / 2;
                 let gate = gate_up.clone().narrow(1, 0, f);
                 plain(gate, function) * gate_up.narrow(1, f, f)
@@ -27,7 +27,7 @@ impl Ops {
 fn plain(z: Tensor2, function: GateFunction) -> Tensor2 {
     match function {
         GateFunction::Silu => activation::silu(z),
-        GateFunction::Gelu => activation::gelu(z),
+        GateFunction::Gelu => crate::gelu::plain(z),
         GateFunction::GeluTanh => {
             let cube = z.clone() * z.clone() * z.clone();
             let inner = (z.clone() + cube.mul_scalar(0.044_715))

@@ -1,6 +1,5 @@
 //! GELU with the exact error function, for router MLPs (Hendrycks and Gimpel, 2016).
 
-use burn_tensor::activation;
 use kernels::gelu::{gelu_backward, gelu_forward};
 
 use crate::seam::{FastOp, Raw, apply, buffer, dims, make, values};
@@ -11,9 +10,16 @@ impl Ops {
     pub fn gelu(self, x: Tensor2) -> Tensor2 {
         match self {
             Ops::Fast => apply(Gelu, [x]),
-            Ops::Plain => activation::gelu(x),
+            Ops::Plain(_) => plain(x),
         }
     }
+}
+
+/// `x / 2 (1 + erf(x / sqrt 2))` in single operations: the slope that some of Burn's backends have
+/// for the whole function is that of its approximation by a tanh.
+pub(crate) fn plain(x: Tensor2) -> Tensor2 {
+    let share = x.clone().mul_scalar(std::f64::consts::FRAC_1_SQRT_2).erf().add_scalar(1.0);
+    x.mul_scalar(0.5) * share
 }
 
 #[derive(Clone, Debug)]

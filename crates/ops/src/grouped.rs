@@ -8,8 +8,9 @@ use kernels::matmul::{Mat, MatMut, Packed, Start, Threads};
 use kernels::quant::{Quantized, matmul_exact, matmul_exact_back, matmul_quantized_rows};
 
 use crate::seam::{FastOp, Raw, apply, buffer, dims, make, values};
+use crate::tensor::constant;
 use crate::weight::{Codes, PackedHandle, Sink};
-use crate::{Ops, Tensor2, Weight, from_rows, rows_of, stack};
+use crate::{Ops, Tensor2, Weight, rows_of, stack};
 
 impl Ops {
     /// `[a, d] -> [a, n]`: rows lie group after group, `sizes[g]` of them in group `g`, and `bank`
@@ -28,8 +29,8 @@ impl Ops {
         assert!(found == wanted, "groups of {wanted} rows together got {found} rows");
         match self {
             Ops::Fast => apply(Grouped::new(bank, sizes), [x_ad]),
-            Ops::Plain => {
-                let (n, w) = (rows / sizes.len().max(1), bank.plain());
+            Ops::Plain(_) => {
+                let (n, w) = (rows / sizes.len().max(1), bank.plain(&x_ad));
                 let (mut parts, mut first) = (Vec::new(), 0);
                 for (group, &size) in sizes.iter().enumerate().filter(|(_, size)| **size > 0) {
                     let x_ad = rows_of(&x_ad, first..first + size);
@@ -38,7 +39,7 @@ impl Ops {
                     first += size;
                 }
                 if parts.is_empty() {
-                    return from_rows(Vec::new(), 0, n);
+                    return constant(Vec::new(), 0, n, &x_ad.device());
                 }
                 stack(parts)
             }

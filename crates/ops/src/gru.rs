@@ -14,7 +14,7 @@ impl Ops {
     pub fn gru(self, a_t3w: Tensor2, b_t3w: Tensor2, h_tw: Tensor2) -> Tensor2 {
         match self {
             Ops::Fast => apply(Gru, [a_t3w, b_t3w, h_tw]),
-            Ops::Plain => {
+            Ops::Plain(_) => {
                 let w = h_tw.dims()[1];
                 let of = |x: &Tensor2, part: usize| x.clone().narrow(1, part * w, w);
                 let r = activation::sigmoid(of(&a_t3w, 0) + of(&b_t3w, 0));

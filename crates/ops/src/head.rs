@@ -51,7 +51,7 @@ impl Ops {
                 let losses = std::mem::take(&mut *losses.lock().expect("loss lock"));
                 (total, losses)
             }
-            Ops::Plain => plain(x_td, head, cap, targets, weights),
+            Ops::Plain(_) => plain(x_td, head, cap, targets, weights),
         }
     }
 }
@@ -97,9 +97,9 @@ fn plain(
 ) -> (Tensor2, Vec<f32>) {
     let t = targets.len();
     let device = x_td.device();
-    let logits_tv = Ops::Plain.logits(x_td, head);
+    let logits_tv = Ops::PLAIN.logits(x_td, head);
     let logits_tv = match cap {
-        Some(cap) => Ops::Plain.soft_cap(logits_tv, cap),
+        Some(cap) => Ops::PLAIN.soft_cap(logits_tv, cap),
         None => logits_tv,
     };
     let log_probabilities = activation::log_softmax(logits_tv, 1);

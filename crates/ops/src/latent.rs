@@ -21,7 +21,7 @@ impl Ops {
         }
         match self {
             Ops::Fast => apply(Columns { range, n }, [x_tn]),
-            Ops::Plain => x_tn.narrow(1, range.start, range.len()),
+            Ops::Plain(_) => x_tn.narrow(1, range.start, range.len()),
         }
     }
 
@@ -32,7 +32,7 @@ impl Ops {
         let width = shared_tr.dims()[1];
         match self {
             Ops::Fast => apply(JoinHeads { heads, width }, [expanded_tn, shared_tr]),
-            Ops::Plain => plain(expanded_tn, shared_tr, heads),
+            Ops::Plain(_) => plain(expanded_tn, shared_tr, heads),
         }
     }
 }

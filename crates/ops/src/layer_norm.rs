@@ -13,7 +13,7 @@ impl Ops {
     pub fn layer_norm(self, x_td: Tensor2, w_1d: &Weight, b_1d: &Weight, norm: RmsNorm) -> Tensor2 {
         let centred_td = match self {
             Ops::Fast => apply(Centre { residual: norm.residual }, [x_td]),
-            Ops::Plain => x_td.clone() - x_td.mean_dim(1),
+            Ops::Plain(_) => x_td.clone() - x_td.mean_dim(1),
         };
         // The stream goes on behind the centring, not behind the norm.
         let y_td = self.normalize(centred_td, w_1d, RmsNorm { residual: false, ..norm });

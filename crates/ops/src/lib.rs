@@ -19,6 +19,11 @@ mod chosen;
 mod clamped_swiglu;
 mod columns;
 mod consistency;
+mod device;
+#[cfg(any(feature = "gpu", feature = "cuda"))]
+mod device_norm;
+#[cfg(any(feature = "gpu", feature = "cuda"))]
+mod device_seam;
 mod distill;
 mod embed;
 mod gate;
@@ -51,6 +56,7 @@ pub use adapted::{AdaptedWeight, AdapterLeaf};
 pub use attend::{Heads, Spans};
 pub use chosen::ChosenWeights;
 pub use columns::length_ratios;
+pub use device::{Device, DeviceError, DeviceName};
 pub use distill::distill_rows;
 pub use gate::Activation;
 pub use gated::GateFunction;
@@ -63,8 +69,8 @@ pub use pooled_balance::{BalancePool, PoolShare};
 pub use rotary::{Rotary, rates};
 pub use rows::Combine;
 pub use tensor::{
-    Tensor2, add, add_scalars, backward, clamp, column, cut, for_rows, from_rows, gradient, leaf,
-    multiply, read_rows, rows_of, scalar, scale, shift, stack, write_rows, zeros_like,
+    Tensor2, add, add_scalars, backward, clamp, cut, for_rows, from_rows, gradient, leaf, multiply,
+    read_rows, rows_of, scalar, scale, shift, stack, write_rows, zeros_like,
 };
 pub use weight::{
     Element, Format, QuantError, Quantized, SQUARES_CHUNK, StoredPart, Values, Weight,
@@ -75,15 +81,32 @@ pub use weight::{
 pub enum Ops {
     /// The explicit forward and backward on CPU slices.
     Fast,
-    /// Burn's operations and Burn's tape: any backend, and the reference for `Fast`.
-    Plain,
+    /// Burn's operations and Burn's tape, on this device: any backend, and the reference for
+    /// `Fast`.
+    Plain(Device),
 }
 
 impl Ops {
+    /// The plain operations on the processors.
+    pub const PLAIN: Self = Self::Plain(Device::CPU);
+
+    /// The fastest operations that run on `device`.
+    pub fn on(device: Device) -> Self {
+        if device == Device::CPU { Self::Fast } else { Self::Plain(device) }
+    }
+
+    /// Where these operations compute.
+    pub fn device(self) -> Device {
+        match self {
+            Self::Fast => Device::CPU,
+            Self::Plain(device) => device,
+        }
+    }
+
     /// The start of every pass: a value that records (training) or does not (inference). Everything
-    /// computed from it inherits the choice, so no layer has a training flag.
+    /// computed from it inherits the choice and the device, so no layer has a training flag.
     pub fn anchor(self, record: bool) -> Tensor2 {
-        tensor::anchor(record)
+        tensor::anchor(self.device(), record)
     }
 }
 

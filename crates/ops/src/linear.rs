@@ -12,7 +12,10 @@ impl Ops {
     pub fn linear(self, x_td: Tensor2, w_nd: &Weight) -> Tensor2 {
         match self {
             Ops::Fast => apply(Linear::new(w_nd), [x_td]),
-            Ops::Plain => x_td.matmul(w_nd.plain().transpose()),
+            Ops::Plain(_) => {
+                let w_nd = w_nd.plain(&x_td);
+                x_td.matmul(w_nd.transpose())
+            }
         }
     }
 
@@ -20,7 +23,10 @@ impl Ops {
     pub fn linear_add(self, x_td: Tensor2, w_nd: &Weight, residual_tn: Tensor2) -> Tensor2 {
         match self {
             Ops::Fast => apply(LinearAdd(Linear::new(w_nd)), [x_td, residual_tn]),
-            Ops::Plain => residual_tn + x_td.matmul(w_nd.plain().transpose()),
+            Ops::Plain(_) => {
+                let w_nd = w_nd.plain(&x_td);
+                residual_tn + x_td.matmul(w_nd.transpose())
+            }
         }
     }
 }

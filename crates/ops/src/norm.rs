@@ -8,7 +8,7 @@ use kernels::rms_norm::{rms_norm_backward, rms_norm_forward};
 
 use crate::seam::{FastOp, Raw, apply, buffer, dims, make, values, values_mut};
 use crate::weight::Sink;
-use crate::{Ops, Tensor2, Weight};
+use crate::{Device, Ops, Tensor2, Weight};
 
 /// What a norm does beside its weight.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -35,7 +35,7 @@ impl Ops {
     pub fn normalize(self, x_td: Tensor2, w_1d: &Weight, norm: RmsNorm) -> Tensor2 {
         match self {
             Ops::Fast => apply(Normalize { w: w_1d.raw(), sink: w_1d.sink(), norm }, [x_td]),
-            Ops::Plain => plain(x_td, w_1d, norm),
+            Ops::Plain(device) => plain(x_td, w_1d, norm, device),
         }
     }
 
@@ -53,10 +53,10 @@ impl Ops {
                 let norm = Normalize { w: w_1k.raw(), sink: w_1k.sink(), norm };
                 apply(NormalizeHeads { norm, heads }, [x_tn])
             }
-            Ops::Plain => {
+            Ops::Plain(device) => {
                 let ([t, n], k) = (x_tn.dims(), w_1k.shape().1);
                 let part: Tensor2 = x_tn.clone().narrow(1, 0, heads * k).reshape([t * heads, k]);
-                let part: Tensor2 = plain(part, w_1k, norm).reshape([t, heads * k]);
+                let part: Tensor2 = plain(part, w_1k, norm, device).reshape([t, heads * k]);
                 match heads * k == n {
                     true => part,
                     false => Tensor2::cat(vec![part, x_tn.narrow(1, heads * k, n - heads * k)], 1),
@@ -66,10 +66,19 @@ impl Ops {
     }
 }
 
-fn plain(x_td: Tensor2, w_1d: &Weight, norm: RmsNorm) -> Tensor2 {
+/// In Burn's operations, and on other devices than the processors by a kernel of its own.
+#[cfg_attr(not(any(feature = "gpu", feature = "cuda")), allow(unused_variables))]
+fn plain(x_td: Tensor2, w_1d: &Weight, norm: RmsNorm, device: Device) -> Tensor2 {
+    let w_1d = w_1d.plain(&x_td);
+    let w_1d = if norm.plus_one { w_1d.add_scalar(1.0) } else { w_1d };
+    #[cfg(any(feature = "gpu", feature = "cuda"))]
+    if device != Device::CPU {
+        use crate::device_seam::{Cube, apply};
+        let norm = crate::device_norm::Norm { eps: norm.eps };
+        return apply::<Cube, _, 2>(norm, [x_td, w_1d]);
+    }
     let rms_t1 = (x_td.clone() * x_td.clone()).mean_dim(1).add_scalar(norm.eps).sqrt();
-    let w_1d = w_1d.plain();
-    x_td / rms_t1 * if norm.plus_one { w_1d.add_scalar(1.0) } else { w_1d }
+    x_td / rms_t1 * w_1d
 }
 
 #[derive(Clone, Debug)]

@@ -7,7 +7,8 @@ pub use kernels::pages::{KvFormat, PAGE};
 use kernels::pages::{KvPool, Tables, attend_pages};
 
 use crate::attend::{Heads, Spans};
-use crate::seam::{FastOp, Raw, apply, buffer, dims, make, raw, values};
+use crate::seam::{FastOp, Raw, apply, buffer, dims, host, make, values};
+use crate::tensor::beside;
 use crate::{Ops, Tensor2, from_rows, timing};
 
 /// The name of writing in reports of time.
@@ -47,7 +48,7 @@ impl KvStore {
     /// slot).
     pub fn write(&self, places: &[u32], kv_tn: &Tensor2) {
         timing::of::<KvWrite, _>(true, || {
-            let kv = raw(kv_tn);
+            let kv = host(kv_tn);
             self.pool.write().expect("store lock").write(places, values(&kv));
         });
     }
@@ -119,13 +120,18 @@ impl PageView {
         }
     }
 
-    /// Every token of every row's view, as a matrix with spans: what the plain operation works on.
-    fn lines(&self) -> (Tensor2, Spans) {
-        self.lines_of(0..self.first.len())
+    /// Every token of every row's view, as a matrix with spans, where `like` is: what the plain
+    /// operation works on.
+    fn lines(&self, like: &Tensor2) -> (Tensor2, Spans) {
+        self.lines_of(0..self.first.len(), like)
     }
 
     /// The same for some of the rows.
-    pub(crate) fn lines_of(&self, rows: std::ops::Range<usize>) -> (Tensor2, Spans) {
+    pub(crate) fn lines_of(
+        &self,
+        rows: std::ops::Range<usize>,
+        like: &Tensor2,
+    ) -> (Tensor2, Spans) {
         let mut places = Vec::new();
         let (mut start, mut end) = (Vec::new(), Vec::new());
         for t in rows {
@@ -137,7 +143,7 @@ impl PageView {
             }
             end.push(places.len() as u32);
         }
-        (self.store.read(&places), Spans { start, end })
+        (beside(self.store.read(&places), like), Spans { start, end })
     }
 }
 
@@ -148,9 +154,9 @@ impl Ops {
     pub fn attend_pages(self, q_tn: Tensor2, view: &PageView, heads: Heads) -> Tensor2 {
         match self {
             Ops::Fast => apply(AttendPages { view: view.clone(), heads }, [q_tn]),
-            Ops::Plain => {
-                let (kv_sn, spans) = view.lines();
-                Ops::Plain.attend(q_tn, kv_sn, &Arc::new(spans), heads)
+            Ops::Plain(_) => {
+                let (kv_sn, spans) = view.lines(&q_tn);
+                self.attend(q_tn, kv_sn, &Arc::new(spans), heads)
             }
         }
     }

@@ -17,7 +17,10 @@ impl Ops {
     pub fn add_bias(self, x_tn: Tensor2, b_1n: &Weight) -> Tensor2 {
         match self {
             Ops::Fast => apply(AddBias { b_1n: b_1n.raw(), sink: b_1n.sink() }, [x_tn]),
-            Ops::Plain => x_tn + b_1n.plain(),
+            Ops::Plain(_) => {
+                let b_1n = b_1n.plain(&x_tn);
+                x_tn + b_1n
+            }
         }
     }
 
@@ -25,7 +28,7 @@ impl Ops {
     pub fn times(self, x: Tensor2, factor: f32) -> Tensor2 {
         match self {
             Ops::Fast => apply(Times { factor }, [x]),
-            Ops::Plain => x.mul_scalar(factor),
+            Ops::Plain(_) => x.mul_scalar(factor),
         }
     }
 
@@ -33,7 +36,7 @@ impl Ops {
     pub fn add_times(self, x_td: Tensor2, y_td: Tensor2, factor: f32) -> Tensor2 {
         match self {
             Ops::Fast => apply(AddTimes { factor }, [x_td, y_td]),
-            Ops::Plain => x_td + y_td.mul_scalar(factor),
+            Ops::Plain(_) => x_td + y_td.mul_scalar(factor),
         }
     }
 
@@ -41,7 +44,7 @@ impl Ops {
     pub fn soft_cap(self, x: Tensor2, cap: f32) -> Tensor2 {
         match self {
             Ops::Fast => apply(SoftCap { cap }, [x]),
-            Ops::Plain => activation::tanh(x.div_scalar(cap)).mul_scalar(cap),
+            Ops::Plain(_) => activation::tanh(x.div_scalar(cap)).mul_scalar(cap),
         }
     }
 }

@@ -68,11 +68,13 @@ impl Ops {
         pool: &BalancePool,
     ) -> Tensor2 {
         // The gradient depends on later layers, so the plain body is the same node of the tape.
-        match self {
-            Ops::Fast | Ops::Plain => {
-                apply(PooledBalance { share, pool: pool.clone() }, [shares_te])
-            }
+        let op = PooledBalance { share, pool: pool.clone() };
+        #[cfg(any(feature = "gpu", feature = "cuda"))]
+        if self.device() != crate::Device::CPU {
+            use crate::device_seam::{Cube, OnHost, apply};
+            return apply::<Cube, _, 1>(OnHost(op), [shares_te]);
         }
+        apply(op, [shares_te])
     }
 }
 

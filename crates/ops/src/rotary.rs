@@ -68,7 +68,7 @@ impl Ops {
                 Rotate { rotary: rotary.clone(), heads, positions: positions.clone() },
                 [x_tn],
             ),
-            Ops::Plain => plain(x_tn, rotary, heads, positions),
+            Ops::Plain(_) => plain(x_tn, rotary, heads, positions),
         }
     }
 }

@@ -26,7 +26,7 @@ impl Ops {
     pub fn gather_rows(self, x_td: Tensor2, rows: &Arc<[u32]>) -> Tensor2 {
         match self {
             Ops::Fast => apply(Gather { rows: rows.clone() }, [x_td]),
-            Ops::Plain => {
+            Ops::Plain(_) => {
                 let rows = index(rows, &x_td.device());
                 x_td.select(0, rows)
             }
@@ -46,7 +46,7 @@ impl Ops {
     ) -> Tensor2 {
         match self {
             Ops::Fast => apply(CombineRows { rows: rows.clone(), how }, [x_td, y_ad, weight_a1]),
-            Ops::Plain => {
+            Ops::Plain(_) => {
                 let rows = index(rows, &x_td.device());
                 let change = match how {
                     Combine::Add => y_ad,
@@ -61,7 +61,7 @@ impl Ops {
     pub fn replace_rows(self, x_td: Tensor2, rows: &Arc<[u32]>, y_ad: Tensor2) -> Tensor2 {
         match self {
             Ops::Fast => apply(Replace { rows: rows.clone() }, [x_td, y_ad]),
-            Ops::Plain => {
+            Ops::Plain(_) => {
                 let rows = index(rows, &x_td.device());
                 let old = x_td.clone().select(0, rows.clone());
                 x_td.select_assign(0, rows, y_ad - old, IndexingUpdateOp::Add)
@@ -73,7 +73,7 @@ impl Ops {
     pub fn scale_rows(self, x_ad: Tensor2, weight_a1: Tensor2) -> Tensor2 {
         match self {
             Ops::Fast => apply(ScaleRows, [x_ad, weight_a1]),
-            Ops::Plain => x_ad * weight_a1,
+            Ops::Plain(_) => x_ad * weight_a1,
         }
     }
 }

@@ -171,6 +171,12 @@ pub(crate) fn raw_on_cpu(x: &Tensor2) -> Option<Raw> {
     Some(contiguous(raw))
 }
 
+/// The values of any tensor, copied where they are not on the processors.
+pub(crate) fn host(x: &Tensor2) -> Raw {
+    let [rows, columns] = x.dims();
+    raw_on_cpu(x).unwrap_or_else(|| make(crate::read_rows(x), rows, columns))
+}
+
 /// Like [`raw`], giving up the tensor, so that a sole owner stays a sole owner.
 pub(crate) fn into_raw(x: Tensor2) -> Raw {
     untracked(x.into_dispatch())

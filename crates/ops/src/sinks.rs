@@ -27,7 +27,7 @@ impl Ops {
                 let (spans, sink) = (spans.clone(), sinks.sink());
                 apply(WithSinks { spans, heads, sinks: sinks.raw(), sink }, [q_tn, kv_sn])
             }
-            Ops::Plain => plain(q_tn, kv_sn, spans, heads, Some(sinks.plain())),
+            Ops::Plain(_) => plain(q_tn, kv_sn, spans, heads, Some(sinks)),
         }
     }
 
@@ -44,7 +44,7 @@ impl Ops {
             return q_tn;
         }
         let of_row = |row: usize| {
-            let (kv_sn, spans) = view.lines_of(row..row + 1);
+            let (kv_sn, spans) = view.lines_of(row..row + 1, &q_tn);
             let q_1n = rows_of(&q_tn, row..row + 1);
             self.attend_with_sinks(q_1n, kv_sn, &Arc::new(spans), heads, sinks)
         };

@@ -12,7 +12,7 @@ impl Ops {
         let f = gate_up.dims()[1] / 2;
         match self {
             Ops::Fast => apply(SwiGlu, [gate_up]),
-            Ops::Plain => {
+            Ops::Plain(_) => {
                 activation::silu(gate_up.clone().narrow(1, 0, f)) * gate_up.narrow(1, f, f)
             }
         }

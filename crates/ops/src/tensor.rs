@@ -1,31 +1,52 @@
 //! The few things the rooms above do with a tensor besides the operations: make one, read one, add
 //! scalars, go backward.
 
-use burn_tensor::{Device, Gradients, Tensor, TensorData};
+use burn_tensor::{Device as BurnDevice, Gradients, Tensor, TensorData};
 use rayon::prelude::*;
 
-use crate::seam;
+use crate::device::Device;
+use crate::{Ops, seam};
 
 /// A matrix of f32: rows by columns.
 pub type Tensor2 = Tensor<2>;
 
-pub(crate) fn device(record: bool) -> Device {
-    if record { Device::flex().autodiff() } else { Device::flex() }
-}
-
-pub(crate) fn anchor(record: bool) -> Tensor2 {
-    let zero = Tensor::<2>::from_data(TensorData::new(vec![0.0f32], [1, 1]), &device(record));
+pub(crate) fn anchor(device: Device, record: bool) -> Tensor2 {
+    let device = if record { device.burn().autodiff() } else { device.burn() };
+    let zero = Tensor::<2>::from_data(TensorData::new(vec![0.0f32], [1, 1]), &device);
     if record { zero.require_grad() } else { zero }
 }
 
-/// A constant matrix of `rows` x `columns` values, row after row. Panics if the count is wrong.
+impl Ops {
+    /// A constant matrix of `rows` x `columns` values, row after row, where these operations
+    /// compute. Panics if the count is wrong.
+    pub fn from_rows(self, values: Vec<f32>, rows: usize, columns: usize) -> Tensor2 {
+        if self.device() == Device::CPU {
+            return from_rows(values, rows, columns);
+        }
+        constant(values, rows, columns, &self.device().burn())
+    }
+
+    /// A constant column vector where these operations compute.
+    pub fn column(self, values: Vec<f32>) -> Tensor2 {
+        let rows = values.len();
+        self.from_rows(values, rows, 1)
+    }
+}
+
+/// A constant matrix on the processors, of `rows` x `columns` values, row after row. Panics if the
+/// count is wrong.
 pub fn from_rows(values: Vec<f32>, rows: usize, columns: usize) -> Tensor2 {
     assert_eq!(values.len(), rows * columns, "a {rows} x {columns} matrix needs that many values");
     crate::seam::wrap(crate::seam::make(values, rows, columns))
 }
 
 /// A constant matrix on the device of the plain operations around it.
-pub(crate) fn constant(values: Vec<f32>, rows: usize, columns: usize, device: &Device) -> Tensor2 {
+pub(crate) fn constant(
+    values: Vec<f32>,
+    rows: usize,
+    columns: usize,
+    device: &BurnDevice,
+) -> Tensor2 {
     Tensor::from_data(TensorData::new(values, [rows, columns]), device)
 }
 
@@ -33,12 +54,6 @@ pub(crate) fn constant(values: Vec<f32>, rows: usize, columns: usize, device: &D
 pub fn zeros_like(x: &Tensor2) -> Tensor2 {
     let [rows, columns] = x.dims();
     constant(vec![0.0; rows * columns], rows, columns, &x.device())
-}
-
-/// A constant column vector.
-pub fn column(values: Vec<f32>) -> Tensor2 {
-    let rows = values.len();
-    from_rows(values, rows, 1)
 }
 
 /// A constant turned into a tracked leaf, whose gradient [`gradient`] reads after [`backward`].
@@ -57,10 +72,18 @@ pub fn read_rows(x: &Tensor2) -> Vec<f32> {
     match crate::seam::raw_on_cpu(x) {
         Some(raw) => crate::seam::values(&raw).to_vec(),
         None => {
-            let data = x.clone().into_data();
+            // What went wrong on a device since the last read is told here; `Device::guard` makes
+            // it an error.
+            let data = x.clone().try_into_data().unwrap_or_else(|error| panic!("{error}"));
             data.try_into_vec::<f32>().expect("every tensor of this crate is f32")
         }
     }
+}
+
+/// `x`, which is not tracked, where `like` is.
+pub(crate) fn beside(x: Tensor2, like: &Tensor2) -> Tensor2 {
+    let (here, [rows, columns]) = (like.device().without_autodiff(), x.dims());
+    if x.device() == here { x } else { constant(read_rows(&x), rows, columns, &here) }
 }
 
 /// The value of a 1 x 1 tensor.
@@ -125,9 +148,14 @@ pub fn add_scalars(terms: Vec<Tensor2>) -> Tensor2 {
     terms.into_iter().reduce(|a, b| a + b).expect("a loss has at least one term")
 }
 
-/// Writes `rows` into `store` starting at row `first`, in place when nobody else holds the store.
+/// Writes `rows` into `store`, which goes to where they are, starting at row `first`; in place when
+/// nobody else holds the store, and both are on the processors.
 pub fn write_rows(store: Tensor2, first: usize, rows: &Tensor2) -> Tensor2 {
-    crate::seam::write_rows(store, first, rows)
+    if seam::raw_on_cpu(rows).is_some() {
+        return seam::write_rows(store, first, rows);
+    }
+    let [count, columns] = rows.dims();
+    beside(store, rows).slice_assign([first..first + count, 0..columns], rows.clone())
 }
 
 /// Rows `range` of a matrix.

@@ -51,6 +51,8 @@ pub struct Weight {
     sink: RwLock<Option<Sink>>,
     /// The tracked twin that plain operations read during one pass.
     leaf: Mutex<Option<Tensor2>>,
+    /// The values on another device than the processors, while they are the same.
+    elsewhere: Mutex<Option<Tensor2>>,
     packed: RwLock<Option<PackedHandle>>,
     /// Rounded values in place of the f32 ones, which are then gone.
     quantized: RwLock<Option<Codes>>,
@@ -117,6 +119,7 @@ impl Weight {
             value: RwLock::new(tensor::from_rows(values, rows, columns)),
             sink: RwLock::new(None),
             leaf: Mutex::new(None),
+            elsewhere: Mutex::new(None),
             packed: RwLock::new(None),
             quantized: RwLock::new(None),
             changes: AtomicU64::new(0),
@@ -283,6 +286,7 @@ impl Weight {
         self.changes.fetch_add(1, Ordering::Relaxed);
         *self.packed.write().expect("weight lock") = None;
         *self.leaf.lock().expect("weight lock") = None;
+        *self.elsewhere.lock().expect("weight lock") = None;
     }
 
     /// The packed transpose, made on first use, if packing was asked for.
@@ -364,20 +368,43 @@ impl Weight {
         }
     }
 
-    /// The matrix as a tensor of plain operations: tracked if gradients are collected.
-    pub(crate) fn plain(&self) -> Tensor2 {
+    /// The matrix as a tensor of plain operations, where `like` is: tracked if gradients are
+    /// collected.
+    pub(crate) fn plain(&self, like: &Tensor2) -> Tensor2 {
         let mut leaf = self.leaf.lock().expect("weight lock");
+        let here = like.device().without_autodiff();
+        if leaf.as_ref().is_some_and(|leaf| leaf.device().without_autodiff() != here) {
+            *leaf = None;
+        }
         if let Some(codes) = self.codes() {
             return leaf
                 .get_or_insert_with(|| {
-                    tensor::from_rows(codes.matrix.dequantize(), self.shape.0, self.shape.1)
+                    let (rows, columns) = self.shape;
+                    tensor::beside(
+                        tensor::from_rows(codes.matrix.dequantize(), rows, columns),
+                        like,
+                    )
                 })
                 .clone();
         }
         if self.sink().is_none() {
-            return self.value.read().expect("weight lock").clone();
+            return self.beside(like);
         }
-        leaf.get_or_insert_with(|| tensor::leaf(&self.value.read().expect("weight lock"))).clone()
+        leaf.get_or_insert_with(|| tensor::leaf(&self.beside(like))).clone()
+    }
+
+    /// The values where `like` is, copied there once.
+    fn beside(&self, like: &Tensor2) -> Tensor2 {
+        let here = like.device().without_autodiff();
+        let value = self.value.read().expect("weight lock").clone();
+        if value.device() == here {
+            return value;
+        }
+        let mut elsewhere = self.elsewhere.lock().expect("weight lock");
+        match &*elsewhere {
+            Some(copy) if copy.device() == here => copy.clone(),
+            _ => elsewhere.insert(tensor::beside(value, like)).clone(),
+        }
     }
 
     pub(crate) fn raw(&self) -> Raw {

@@ -5,7 +5,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{Dice, Matrix};
+use common::{Dice, Matrix, bodies};
 use ops::{Ops, Tensor2, Weight, add, backward, gradient, leaf, read_rows, scalar, scale};
 use testkit::{close, same_bits};
 
@@ -44,7 +44,7 @@ fn matrices() -> [Matrix; 4] {
 fn layer(ops: Ops, matrices: &[Matrix; 4]) -> (Tensor2, Arc<Layer>) {
     let [x, norm, square, router] = matrices;
     let (norm, square, router) = (norm.weight(), square.weight(), router.weight());
-    (leaf(&x.tensor()), Arc::new(Layer { ops, norm, square, router }))
+    (leaf(&x.tensor_of(ops)), Arc::new(Layer { ops, norm, square, router }))
 }
 
 /// The main loss: the outputs times fixed coefficients.
@@ -57,7 +57,7 @@ fn functional(ops: Ops, y: Tensor2) -> Tensor2 {
 fn gradients(x: &Tensor2, layer: &Layer, loss: &Tensor2) -> Vec<Vec<f32>> {
     let gradients = backward(loss);
     let weights = [&layer.norm, &layer.square, &layer.router];
-    if layer.ops == Ops::Plain {
+    if layer.ops != Ops::Fast {
         weights.iter().for_each(|w| w.take_plain_gradient(&gradients));
     }
     let mut all = vec![read_rows(&gradient(x, &gradients).expect("tracked"))];
@@ -81,7 +81,7 @@ fn by_hand(ops: Ops, matrices: &[Matrix; 4]) -> (Vec<f32>, f32, Vec<Vec<f32>>) {
 
 #[test]
 fn attached_losses_train_as_added_ones() {
-    for ops in [Ops::Fast, Ops::Plain] {
+    for ops in bodies() {
         let (expected_values, _, expected) = by_hand(ops, &matrices());
         for recompute in [false, true] {
             let (x, layer) = layer(ops, &matrices());
@@ -132,9 +132,10 @@ fn attached_losses_are_central_differences() {
 /// The gradient of the loss does not depend on what arrives at the rows, only on coming through.
 #[test]
 fn the_weight_is_all_that_scales_a_loss() {
-    for ops in [Ops::Fast, Ops::Plain] {
+    for ops in bodies() {
         for arriving in [0.0, 1.0, -7.0] {
-            let (x, from) = (leaf(&Dice(3).matrix(4, 2).tensor()), leaf(&ops::column(vec![2.0])));
+            let (x, from) =
+                (leaf(&Dice(3).matrix(4, 2).tensor_of(ops)), leaf(&ops.column(vec![2.0])));
             let y = ops.attach_loss(x.clone(), from.clone(), 0.25);
             let gradients = backward(&ops.weighted_sum(y, vec![arriving; 8]));
             let of = |leaf: &Tensor2| read_rows(&gradient(leaf, &gradients).expect("tracked"));
@@ -146,8 +147,8 @@ fn the_weight_is_all_that_scales_a_loss() {
 #[test]
 fn nothing_is_recorded_where_nothing_records() {
     let x = Dice(4).matrix(3, 5);
-    for ops in [Ops::Fast, Ops::Plain] {
-        let y = ops.attach_loss(x.tensor(), ops::column(vec![1.0]), 1.0);
+    for ops in bodies() {
+        let y = ops.attach_loss(x.tensor_of(ops), ops.column(vec![1.0]), 1.0);
         same_bits(&read_rows(&y), &x.values, "values");
         assert!(!y.is_require_grad() && !y.device().is_autodiff(), "{ops:?}");
     }

@@ -204,6 +204,10 @@ fn rowwise(t: usize) -> Vec<Case> {
             let (seen, heads) = (seen.clone(), Heads { scale: Some(0.7), cap: Some(0.5), ..heads });
             move |o, x, _| o.attend(x[0].clone(), x[1].clone(), &seen, heads)
         }),
+        case("attend with a key head each", vec![d.matrix(t, 24), d.matrix(t + 3, 48)], vec![], {
+            let seen = seen.clone();
+            move |o, x, _| o.attend(x[0].clone(), x[1].clone(), &seen, Heads::new(4, 4, 6))
+        }),
         case("rotate", vec![d.matrix(t, 17)], vec![], move |o, x, _| {
             o.rotate(x[0].clone(), &rotary, 2, &positions)
         }),
@@ -417,7 +421,7 @@ fn fast_equals_plain() {
     for t in [1, 5, 33] {
         for case in cases(t) {
             let name = format!("{} on {t} rows", case.name);
-            let (fast, plain) = (case.run(Ops::Fast), case.run(Ops::Plain));
+            let (fast, plain) = (case.run(Ops::Fast), case.run(Ops::PLAIN));
             close(&fast.values, &plain.values, 1e-5, &name);
             let each = |of: &dyn Fn(&Ran) -> Vec<Option<Vec<f32>>>, what: &str| {
                 for (i, (f, p)) in of(&fast).iter().zip(of(&plain)).enumerate() {
@@ -427,6 +431,27 @@ fn fast_equals_plain() {
             };
             each(&|ran| ran.inputs.clone(), "input");
             each(&|ran| ran.weights.clone(), "weight");
+        }
+    }
+}
+
+/// What holds for the fast body holds on a device, and two runs there give the same bits.
+#[cfg(feature = "gpu")]
+#[test]
+fn a_device_equals_plain_and_itself() {
+    let device = common::on_device().expect("a build with the feature");
+    for t in [1, 5, 33] {
+        for case in cases(t) {
+            let name = format!("{} on {t} rows", case.name);
+            let (found, again, plain) = (case.run(device), case.run(device), case.run(Ops::PLAIN));
+            close(&found.values, &plain.values, 1e-5, &name);
+            same_bits(&found.values, &again.values, &name);
+            let all = |ran: &Ran| [ran.inputs.clone(), ran.weights.clone()].concat();
+            for ((f, a), p) in all(&found).iter().zip(all(&again)).zip(all(&plain)) {
+                let (f, p) = (f.as_ref().expect(&name), p.expect(&name));
+                close_above(1e-3, f, &p, 1e-4, &format!("{name}, a gradient"));
+                same_bits(f, &a.expect(&name), &format!("{name}, a gradient"));
+            }
         }
     }
 }
@@ -543,7 +568,7 @@ fn head_losses_of_rows() {
     let targets: Arc<[u32]> = (0..6).map(|_| d.below(13)).collect();
     let weights: Arc<[f32]> = Arc::from([0.5, 0.0, 0.0, 2.0, 0.0, 1.0]);
     let (total, fast) = Ops::Fast.head_loss(x.tensor(), &e.weight(), &targets, &weights);
-    let (_, plain) = Ops::Plain.head_loss(x.tensor(), &e.weight(), &targets, &weights);
+    let (_, plain) = Ops::PLAIN.head_loss(x.tensor(), &e.weight(), &targets, &weights);
     close(&fast, &plain, 1e-5, "losses of all rows, those of weight 0 too");
     let sum: f32 = fast.iter().zip(weights.iter()).map(|(l, w)| l * w).sum();
     close(&[ops::scalar(&total)], &[sum], 1e-6, "weighted sum");

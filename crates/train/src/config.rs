@@ -5,6 +5,7 @@ use model::ModelConfig;
 use model::adapters::UsedMatrix;
 use model::params::Group;
 use model::table::specs;
+use ops::Device;
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
@@ -287,6 +288,23 @@ impl Default for LogConfig {
 }
 
 impl Recipe {
+    /// Refuses what this recipe asks for and `device` does not do.
+    ///
+    /// # Errors
+    /// The field.
+    pub fn runs_on(&self, device: Device) -> Result<(), TrainError> {
+        if device == Device::CPU || !self.train.recompute {
+            return Ok(());
+        }
+        Err(TrainError::Recipe {
+            field: "train.recompute".into(),
+            found: format!("true with the device {}", device.name()),
+            expected: "false, as layers run again on cpu alone: make train.micro_batch smaller \
+                       where memory is short"
+                .into(),
+        })
+    }
+
     /// Checks everything that does not need the data.
     ///
     /// # Errors

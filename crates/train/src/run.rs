@@ -326,6 +326,7 @@ impl Run {
         let (count, held) = (log.validate_windows, log.calibrate_windows);
         validate_among(
             self.trainer.together.processes(),
+            self.trainer.ops,
             &self.trainer.model,
             &self.trainer.router,
             &self.valid,

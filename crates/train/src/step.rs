@@ -9,7 +9,7 @@ use model::cost::{Convention, forward_flops, shares_of};
 use model::params::RouterSite;
 use model::routers::StepRouting;
 use model::{Address, Model, NoProbe, Pass, PassCache, Probe, RouterState, RoutingEvent, Rule};
-use ops::{Ops, Tensor2, add_scalars, backward, scalar, scale};
+use ops::{Device, Ops, Tensor2, add_scalars, backward, scalar, scale};
 use processes::{ProcessError, Processes, SumTree, share};
 use serde::Serialize;
 use trace::Recorder;
@@ -176,6 +176,17 @@ impl Trainer {
     /// A matrix that does not fit the format, or is not finite.
     pub fn round_frozen(&self) -> Result<(), TrainError> {
         freeze::round(&self.recipe, &self.model)
+    }
+
+    /// Runs passes on `device` from here on. Weights, moments and what routers learned stay in the
+    /// memory of the processors, where the optimizer works: checkpoints do not tell the device.
+    ///
+    /// # Errors
+    /// What the recipe asks for and other devices than the processors do not do.
+    pub fn run_on(&mut self, device: Device) -> Result<(), TrainError> {
+        self.recipe.runs_on(device)?;
+        self.ops = Ops::on(device);
+        Ok(())
     }
 
     /// Shares the steps with other processes from here on. All of them call this; they take over
@@ -394,7 +405,7 @@ impl Trainer {
                 terms.push(scale(apart, share));
             }
             let gradients = backward(&add_scalars(terms));
-            if self.ops == Ops::Plain {
+            if self.ops != Ops::Fast {
                 self.model.weights().iter().for_each(|(_, w)| w.take_plain_gradient(&gradients));
             }
             place += batch.rows.sequences().len() as u64;

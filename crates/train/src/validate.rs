@@ -6,6 +6,7 @@ use data::{Window, Windows};
 use engine::{Batch, RowScore, Scoring, causal_rule_with, deciding_logits, disagreement, score};
 use model::cost::mean_depth;
 use model::{Model, NoProbe, Probe, RouterState, Rule};
+use ops::Ops;
 use processes::{Alone, Processes, share};
 use serde::Serialize;
 
@@ -226,16 +227,17 @@ pub fn validate(
     calibrate: u64,
     document_mask: bool,
 ) -> Result<Validation, TrainError> {
-    validate_among(&Alone, model, state, windows, count, calibrate, document_mask)
+    validate_among(&Alone, Ops::Fast, model, state, windows, count, calibrate, document_mask)
 }
 
-/// The same by several processes, each of which runs its share of the passes. All get the same, and
-/// how many they are changes no bit.
+/// The same by `ops` and by several processes, each of which runs its share of the passes. All get
+/// the same, and how many they are changes no bit.
 ///
 /// # Errors
 /// Windows that cannot be read, or a process that is gone.
 pub(crate) fn validate_among(
     processes: &dyn Processes,
+    ops: Ops,
     model: &Model,
     state: &RouterState,
     windows: &Windows,
@@ -251,14 +253,15 @@ pub(crate) fn validate_among(
     let mine = &aside[share(aside.len(), processes.rank(), processes.size())];
     let rows = aside.iter().map(|batch| batch.rows.len()).sum();
     let rule = causal_rule_with(model, state, rows, |rule, r, auxiliary| {
-        let seen = deciding_logits(model, state, mine, rule, r, auxiliary);
+        let how = Scoring { ops, ..Scoring::by(rule, state) };
+        let seen = deciding_logits(model, mine, &how, r, auxiliary);
         let told: Vec<_> = together::tell(processes, &seen)?.into_iter().flatten().collect();
         Ok::<_, TrainError>((!told.is_empty()).then(|| told.concat()))
     })?;
     let chunks = in_chunks(windows, &choice.scored)?;
-    let how = Scoring::by(&Rule::NonCausal, state);
+    let how = Scoring { ops, ..Scoring::by(&Rule::NonCausal, state) };
     let (training, a) = score_among(processes, model, windows, &chunks, document_mask, &how)?;
-    let how = Scoring::by(&rule, state);
+    let how = Scoring { ops, ..Scoring::by(&rule, state) };
     let (causal, b) = score_among(processes, model, windows, &chunks, document_mask, &how)?;
     Ok(Validation {
         windows: choice.scored.len() as u64,

@@ -95,7 +95,7 @@ fn both_runs_are_one_run_in_any_cut_with_any_operations() {
         assert_eq!((&whole, &moved), (&run(Ops::Fast, 4, false).0, &run(Ops::Fast, 4, false).1));
         assert_eq!(whole.total, run(Ops::Fast, 4, true).0.total);
         // Burn's tape takes the gradients of the plain operations.
-        let plain = run(Ops::Plain, 4, false).0;
+        let plain = run(Ops::PLAIN, 4, false).0;
         assert!((plain.total - whole.total).abs() < 1e-4, "{} {}", plain.total, whole.total);
         assert!((plain.gradient_norm / whole.gradient_norm - 1.0).abs() < 1e-3);
     }

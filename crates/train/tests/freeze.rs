@@ -28,7 +28,7 @@ fn weights(trainer: &Trainer) -> Vec<(String, Vec<f32>)> {
 /// Frozen weights keep their bits and have no moments; all others move.
 #[test]
 fn frozen_weights_stay_and_the_others_learn() {
-    for ops in [Ops::Fast, Ops::Plain] {
+    for ops in [Ops::Fast, Ops::PLAIN] {
         for router in routers() {
             let recipe = recipe(router, KvMode::RecursionWise);
             let mut trainer = trainer(&frozen(recipe, &["embed", "layers.*.query", "*norm*"]));

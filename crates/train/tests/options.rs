@@ -3,6 +3,8 @@
 
 #[path = "options/adapters.rs"]
 mod adapters;
+#[path = "options/device.rs"]
+mod device;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

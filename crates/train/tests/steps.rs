@@ -126,7 +126,7 @@ fn plain_operations_train_the_same() {
     for router in routers() {
         let recipe = recipe(router.clone(), KvMode::RecursionWise);
         let (mut fast, mut plain) = (trainer(&recipe), trainer(&recipe));
-        plain.ops = Ops::Plain;
+        plain.ops = Ops::PLAIN;
         for (f, p) in steps(&mut fast, 3, 4).iter().zip(steps(&mut plain, 3, 4)) {
             assert!((f.loss - p.loss).abs() < 1e-4, "{router:?}: {} and {}", f.loss, p.loss);
             assert!((f.gradient_norm / p.gradient_norm - 1.0).abs() < 1e-3, "{router:?}");

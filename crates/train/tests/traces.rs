@@ -152,7 +152,8 @@ fn training_evaluation_generation_and_serving_route_alike() {
                 choice: 0,
                 constraint: None,
             };
-            generate_watched(&model, &what, Some(shared.clone()), &mut |_| true).expect("runs");
+            generate_watched(ops::Ops::Fast, &model, &what, Some(shared.clone()), &mut |_| true)
+                .expect("runs");
             let one = shared.lock().expect("whole").take();
             generated.append(&one, |_| number as u64);
         }

@@ -11,8 +11,15 @@ const FEATURES: &str = "features";
 /// What tests share: `[dev-dependencies]` alone may name these.
 const FOR_TESTS: [&str; 2] = ["reference", "testkit"];
 /// Names of the tensor library's crates, as code spells them.
-const BURN: [&str; 6] =
-    ["burn", "burn_autodiff", "burn_backend", "burn_dispatch", "burn_flex", "burn_tensor"];
+const BURN: [&str; 7] = [
+    "burn",
+    "burn_autodiff",
+    "burn_backend",
+    "burn_cubecl",
+    "burn_dispatch",
+    "burn_flex",
+    "burn_tensor",
+];
 
 /// Allowed edges, from the table below `## Allowed edges`: a room, then the rooms that it uses.
 fn allowed(tree: &Tree) -> BTreeMap<String, BTreeSet<String>> {

@@ -169,7 +169,7 @@ impl<'a> Bench<'a> {
         let mut error = 0.0f64;
         for x_td in &inputs {
             let found = read_rows(&self.call(x_td, &numbers, Ops::Fast));
-            let plain = read_rows(&self.call(x_td, &numbers, Ops::Plain));
+            let plain = read_rows(&self.call(x_td, &numbers, Ops::PLAIN));
             error = worse(error, distance(&found, &plain, d));
         }
         let first = read_rows(&self.call(&inputs[0], &numbers, Ops::Fast));

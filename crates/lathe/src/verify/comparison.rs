@@ -42,7 +42,7 @@ impl Reference {
         let weighted = seen.losses.iter().map(|loss| loss.weight * loss.value);
         losses.push(("loss.total", scalar(&ce) + weighted.sum::<f32>()));
         let gradients = backward(&ce);
-        if ops == Ops::Plain {
+        if ops != Ops::Fast {
             model.weights().iter().for_each(|(_, w)| w.take_plain_gradient(&gradients));
         }
         Ok(vec![

@@ -140,7 +140,7 @@ pub(super) fn pass(model: &Model, state: &RouterState, sequences: &[Vec<u32>], o
     let (ce, _) = model.head_loss(ops, passed.x_td, &batch.targets, &weights);
     let found = scalar(&ce);
     let gradients = backward(&ce);
-    if ops == Ops::Plain {
+    if ops != Ops::Fast {
         model.weights().iter().for_each(|(_, w)| w.take_plain_gradient(&gradients));
     }
     drop(gradients);

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use ops::{Tensor2, Weight, from_rows, read_rows};
+use ops::{Tensor2, Weight, read_rows};
 use serde::{Deserialize, Serialize};
 
 use super::lora;
@@ -218,7 +218,7 @@ impl DynMole {
         if balance_weight > 0.0 {
             // The slopes of a product times its factors are twice the product.
             let twice_11 = pass.ops.weighted_sum(p_te, factors);
-            let value_11 = ops::add(twice_11, from_rows(vec![-balance as f32], 1, 1));
+            let value_11 = ops::add(twice_11, pass.ops.from_rows(vec![-balance as f32], 1, 1));
             let weight = balance_weight as f32;
             losses.push(AuxLoss { name: "adapter_balance", value_11, weight });
         }

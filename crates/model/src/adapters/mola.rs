@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use ops::{Tensor2, Weight, from_rows, read_rows};
+use ops::{Tensor2, Weight, read_rows};
 use serde::{Deserialize, Serialize};
 
 use super::lora;
@@ -110,7 +110,7 @@ impl Adapter for Mola {
             z.chunks_exact(experts).flat_map(|scores| top_k(scores, self.top_k)).collect();
         // The softmax of the chosen is that of all with the others at minus infinity.
         let closed = taken.iter().map(|&taken| if taken { 0.0 } else { f32::NEG_INFINITY });
-        let closed_te = from_rows(closed.collect(), rows, experts);
+        let closed_te = ops.from_rows(closed.collect(), rows, experts);
         let w_te = ops.softmax_rows(ops::add(z_te, closed_te), 1.0);
         let y_tn = stored_product(ops, weight, h_td.clone(), residual_tn);
         self.mixture.add(y_tn, &h_td, (&taken, &w_te), ops)
@@ -193,7 +193,7 @@ mod tests {
                 }
             }
         }
-        for ops in [Ops::Fast, Ops::Plain] {
+        for ops in [Ops::Fast, Ops::PLAIN] {
             let mut pass = Pass {
                 ops,
                 kv: &mut PassCache::new(false),
@@ -208,7 +208,7 @@ mod tests {
                 pool: Default::default(),
             };
             let (h_td, residual_tn) =
-                (from_rows(h.clone(), ROWS, D), from_rows(residual.clone(), ROWS, N));
+                (ops.from_rows(h.clone(), ROWS, D), ops.from_rows(residual.clone(), ROWS, N));
             let y_tn = mola.run(
                 &weight(&w, N, D),
                 h_td,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ops::{ChosenWeights, Ops, Tensor2, column};
+use ops::{ChosenWeights, Ops, Tensor2};
 
 use super::member::ExpertCount;
 use crate::carry::Carry;
@@ -108,7 +108,7 @@ impl Choices {
         if dropped.is_empty() {
             return self.plan(weights);
         }
-        let weights = weights.unwrap_or_else(|| column(vec![1.0; self.rows.len()]));
+        let weights = weights.unwrap_or_else(|| ops.column(vec![1.0; self.rows.len()]));
         let weights = Some(ops.gather_rows(weights, &places.into()));
         let (carry, losses) = (Carry::default(), Vec::new());
         let rows = rows.into();
@@ -143,10 +143,10 @@ pub(super) fn told(
 
 /// The plan of a router without weights: each row gives each of its `top_k` experts as much. The
 /// result of an only expert is the layer's.
-pub(super) fn drawn_plan(taken: &[bool], experts: usize, top_k: usize) -> RoutingPlan {
+pub(super) fn drawn_plan(taken: &[bool], experts: usize, top_k: usize, ops: Ops) -> RoutingPlan {
     let choices = Choices::of(taken, experts);
     let entries = choices.rows.len();
-    choices.plan((experts > 1).then(|| column(vec![1.0 / top_k as f32; entries])))
+    choices.plan((experts > 1).then(|| ops.column(vec![1.0 / top_k as f32; entries])))
 }
 
 /// Refuses a number of drawn experts that is not between 1 and their count.

@@ -77,7 +77,7 @@ impl Router for Hash {
         let tokens = call.rows.tokens().iter().zip(call.rows.position.iter());
         let taken: Vec<bool> =
             tokens.flat_map(|(&token, &position)| self.chosen(token, position)).collect();
-        let plan = drawn_plan(&taken, self.experts, self.config.top_k);
+        let plan = drawn_plan(&taken, self.experts, self.config.top_k, pass.ops);
         told(plan, self.place.site, (&[], &[]), call, pass)
     }
 }

@@ -97,7 +97,7 @@ impl Router for Random {
         let (rows, top_k) = (0..call.rows.len(), self.config.top_k);
         let taken: Vec<bool> =
             rows.flat_map(|i| drawn(self.dice(i, call, pass), self.experts, top_k)).collect();
-        let plan = drawn_plan(&taken, self.experts, top_k);
+        let plan = drawn_plan(&taken, self.experts, top_k, pass.ops);
         told(plan, self.place.site, (&[], &[]), call, pass)
     }
 }

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use ops::{Tensor2, from_rows, read_rows};
+use ops::{Tensor2, read_rows};
 use serde::{Deserialize, Serialize};
 
 use super::balance;
@@ -132,7 +132,7 @@ impl SparseMixer {
         }
         let rows: Arc<[u32]> = rows.into();
         let z_ae = pass.ops.gather_rows(z_te.clone(), &rows);
-        let z_ae = ops::add(z_ae, from_rows(closed, rows.len(), self.experts));
+        let z_ae = ops::add(z_ae, pass.ops.from_rows(closed, rows.len(), self.experts));
         let p_ae = pass.ops.softmax_rows(z_ae, 1.0);
         pass.ops.pick_columns(p_ae, &columns)
     }

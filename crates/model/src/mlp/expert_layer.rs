@@ -247,7 +247,7 @@ impl Bank {
             // Written to the stream as a dense MLP does it.
             return ops.linear_add(y_af, &self.down, x_td);
         }
-        let w_a1 = weights.unwrap_or_else(|| ops::column(vec![1.0; rows.len()]));
+        let w_a1 = weights.unwrap_or_else(|| ops.column(vec![1.0; rows.len()]));
         let y_ad = ops.grouped_linear(y_af, &self.down, &sizes);
         let y_ad = with_bias(ops, y_ad, bias(|biases| &biases.down), &sizes);
         ops.combine_rows(x_td, rows, y_ad, w_a1, Combine::Add)

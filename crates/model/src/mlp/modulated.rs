@@ -52,7 +52,7 @@ impl Modulated {
             [&self.scale, &self.shift].map(|weight| ops.embed(&h_ad, weight, &of_rows));
         let y_ad = ops::add(ops::multiply(h_ad, scale_ad), shift_ad);
         let weights = plan.weights.clone();
-        let w_a1 = weights.unwrap_or_else(|| ops::column(vec![1.0; plan.rows.len()]));
+        let w_a1 = weights.unwrap_or_else(|| ops.column(vec![1.0; plan.rows.len()]));
         ops.combine_rows(none_td, &plan.rows, y_ad, w_a1, Combine::Add)
     }
 }

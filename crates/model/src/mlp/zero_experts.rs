@@ -88,7 +88,7 @@ impl ZeroBank {
             }
             let rows: Arc<[u32]> = plan.rows[range.clone()].into();
             let weights = plan.weights.as_ref().map(|all| rows_of(all, range.clone()));
-            let w_a1 = weights.unwrap_or_else(|| ops::column(vec![1.0; range.len()]));
+            let w_a1 = weights.unwrap_or_else(|| ops.column(vec![1.0; range.len()]));
             let mut y_ad = ops.gather_rows(h_td.clone(), &rows);
             if let Some(constants) = constants {
                 y_ad = constants.mixed(y_ad, targets.map(|e| plan.of(e).len()).collect(), ops);

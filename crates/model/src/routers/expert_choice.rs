@@ -429,7 +429,7 @@ impl ExpertChoice {
         match self.config.gating {
             Gating::Replace => None,
             Gating::Blend if released == 0.0 => None,
-            Gating::Additive => Some(ops::column(vec![1.0; plan.rows.len()])),
+            Gating::Additive => Some(pass.ops.column(vec![1.0; plan.rows.len()])),
             Gating::Weighted | Gating::Blend => {
                 let gate_a1 = plan.entries_of(gate_c1, pass.ops);
                 if released == 1.0 {

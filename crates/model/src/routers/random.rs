@@ -1,7 +1,6 @@
 //! The control: at each recursion a die decides who goes on, with the same shares and the same gate
 //! scale as expert-choice. A learned router must beat it to have learned anything.
 
-use ops::column;
 use serde::{Deserialize, Serialize};
 
 use super::capacity::{self, best};
@@ -102,6 +101,6 @@ impl Router for Random {
         let choice = Choice::GoOn { kept: &kept, best: None, auxiliary: None };
         pass.tell(call, RouterSite::Depth, (&dice, &gates), choice);
         let gates = gates.into_iter().zip(&kept).filter(|(_, kept)| **kept);
-        RoutingPlan::keep(&kept, Some(column(gates.map(|(gate, _)| gate).collect())))
+        RoutingPlan::keep(&kept, Some(pass.ops.column(gates.map(|(gate, _)| gate).collect())))
     }
 }

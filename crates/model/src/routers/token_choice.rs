@@ -243,7 +243,8 @@ impl TokenChoice {
         pass.tell(call, RouterSite::Depth, (&read_rows(&z_tr), &scores), Choice::Target(&depth_t));
         let gate_t1 = pass.ops.pick_columns(scores_tr.clone(), &depth_t);
         let mut plan = RoutingPlan::all(rows.len(), Some(gate_t1));
-        plan.carry.set(TARGET, ops::column(depth_t.iter().map(|&depth| depth as f32).collect()));
+        plan.carry
+            .set(TARGET, pass.ops.column(depth_t.iter().map(|&depth| depth as f32).collect()));
         if pass.record {
             plan.losses = self.losses(z_tr, scores_tr, &depth_t, rows, pass);
         }

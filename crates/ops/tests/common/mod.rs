@@ -35,6 +35,24 @@ impl Dice {
     }
 }
 
+/// Every way to run an operation: the fast body, the plain one, and the plain one on the device
+/// that `LATHE_DEVICE` names (`gpu` without it), where the build has devices.
+pub(crate) fn bodies() -> Vec<Ops> {
+    [Ops::Fast, Ops::PLAIN].into_iter().chain(on_device()).collect()
+}
+
+#[cfg(not(feature = "gpu"))]
+pub(crate) fn on_device() -> Option<Ops> {
+    None
+}
+
+#[cfg(feature = "gpu")]
+pub(crate) fn on_device() -> Option<Ops> {
+    let name = std::env::var("LATHE_DEVICE").unwrap_or_else(|_| "gpu".into());
+    let device = ops::Device::open(name.parse().expect("a name"));
+    Some(Ops::on(device.expect("a device: lavapipe is one of software")))
+}
+
 /// Values with their shape.
 #[derive(Clone)]
 pub(crate) struct Matrix {
@@ -48,6 +66,12 @@ impl Matrix {
         // An element that an operation forgets to write shows up as NaN.
         ops::poison_buffers();
         from_rows(self.values.clone(), self.rows, self.columns)
+    }
+
+    /// The same where `ops` compute.
+    pub(crate) fn tensor_of(&self, ops: Ops) -> Tensor2 {
+        ops::poison_buffers();
+        ops.from_rows(self.values.clone(), self.rows, self.columns)
     }
 
     pub(crate) fn weight(&self) -> Weight {
@@ -81,13 +105,13 @@ pub(crate) fn coefficients(count: usize) -> Vec<f32> {
 
 impl Case {
     pub(crate) fn run(&self, ops: Ops) -> Ran {
-        let inputs: Vec<Tensor2> = self.inputs.iter().map(|m| leaf(&m.tensor())).collect();
+        let inputs: Vec<Tensor2> = self.inputs.iter().map(|m| leaf(&m.tensor_of(ops))).collect();
         let weights: Vec<Weight> = self.weights.iter().map(Matrix::weight).collect();
         let y = (self.body)(ops, &inputs, &weights);
         let values = read_rows(&y);
         let loss = ops.weighted_sum(y, coefficients(values.len()));
         let gradients = backward(&loss);
-        if ops == Ops::Plain {
+        if ops != Ops::Fast {
             weights.iter().for_each(|w| w.take_plain_gradient(&gradients));
         }
         Ran {
