@@ -16,6 +16,8 @@ use crate::error::ConfigError;
 use crate::latent::{self, Latent};
 use crate::layout::{DepthRuns, LayerPlan, LayerUse};
 use crate::linear::LinearBuilder;
+use crate::mlp::ExpertBank;
+use crate::mlp::experts::BANKS;
 use crate::norm::{Join, Norm, NormWeights};
 use crate::params::{ParamPlace, ParamSpec, Part, RouterSite, Take};
 use crate::pass::Pass;
@@ -73,7 +75,8 @@ impl Model {
     }
 
     /// Builds `config` over weights that another model may have, too. Panics if one has another
-    /// shape than its entry of the parameter table.
+    /// shape than its entry of the parameter table; a bank may hold fewer experts, those of one
+    /// process, if who holds the others is said ([`ExpertBank::leave_to`]) ahead of the first pass.
     ///
     /// # Errors
     /// An impossible config, or what `source` says.
@@ -86,7 +89,10 @@ impl Model {
         let mut weights = Vec::new();
         for spec in table::specs(config, &plan) {
             let weight = source(&spec)?;
-            assert_eq!(weight.shape(), spec.shape, "{}", spec.name);
+            let ((rows, columns), found) = (spec.shape, weight.shape());
+            let part = spec.place.part().is_some_and(|part| BANKS.contains(&part));
+            let fits = found.0 == rows || part && found.0 < rows;
+            assert!(fits && found.1 == columns, "{}: {found:?} for {:?}", spec.name, spec.shape);
             weights.push((spec, weight));
         }
         let mut take = Take::new(&weights);
@@ -138,6 +144,11 @@ impl Model {
     /// Every weight once, in the order of the parameter table.
     pub fn weights(&self) -> &[(ParamSpec, Arc<Weight>)] {
         &self.weights
+    }
+
+    /// The banks of its layers, in the order of stored layers.
+    pub fn banks(&self) -> Vec<Arc<ExpertBank>> {
+        self.recursion.blocks.iter().filter_map(|block| block.mlp.bank().cloned()).collect()
     }
 
     /// What turns normed rows into logits.

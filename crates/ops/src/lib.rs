@@ -25,6 +25,7 @@ mod device_norm;
 #[cfg(any(feature = "gpu", feature = "cuda"))]
 mod device_seam;
 mod distill;
+mod elsewhere;
 mod embed;
 mod gate;
 mod gated;
@@ -58,6 +59,7 @@ pub use chosen::ChosenWeights;
 pub use columns::length_ratios;
 pub use device::{Device, DeviceError, DeviceName};
 pub use distill::distill_rows;
+pub use elsewhere::Elsewhere;
 pub use gate::Activation;
 pub use gated::GateFunction;
 pub use head::{head_rows, log_softmax_rows};
@@ -66,6 +68,7 @@ pub use norm::RmsNorm;
 pub use output_head::Head;
 pub use pages::{KvFormat, KvStore, PAGE, PageView};
 pub use pooled_balance::{BalancePool, PoolShare};
+pub use recompute::backward_from;
 pub use rotary::{Rotary, rates};
 pub use rows::Combine;
 pub use tensor::{
@@ -135,6 +138,11 @@ pub fn poison_buffers() {
 /// `sum += values`, element by element. Panics when the lengths differ.
 pub fn add_into(sum: &mut [f32], values: &[f32]) {
     kernels::rows::add_into(sum, values);
+}
+
+/// The sum of squares of every [`SQUARES_CHUNK`] values: what norms of gradients are made of.
+pub fn chunks_of_squares(values: &[f32]) -> Vec<f64> {
+    kernels::rows::chunks_of_squares(values)
 }
 
 /// Tells the allocator to keep freed pages for the next step; for a process that trains.

@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use burn_tensor::Gradients;
+
 use crate::seam::{FastOp, Raw, apply, make, raw, wrap};
 use crate::{Ops, Tensor2, tensor};
 
@@ -43,10 +45,24 @@ impl FastOp<1> for Recompute {
     fn backward(&self, x: Raw, g: Raw, _: [bool; 1], _: Option<Raw>) -> [Option<Raw>; 1] {
         let leaf = tensor::leaf(&wrap(x));
         // The tape of the piece is its own graph.
-        let loss = apply(Arrive { g }, [(self.piece)(leaf.clone())]);
-        let gradients = loss.backward();
+        let gradients = from((self.piece)(leaf.clone()), g);
         [leaf.grad(&gradients).map(|dx| raw(&dx))]
     }
+}
+
+/// Runs the tape of `y` from its gradient `g`, row after row. Other than [`crate::backward`] it may
+/// run inside the backward of another tape.
+///
+/// # Panics
+/// When `g` has another number of values than `y`.
+pub fn backward_from(y: Tensor2, g: Vec<f32>) -> Gradients {
+    let [rows, columns] = y.dims();
+    assert_eq!(g.len(), rows * columns, "a gradient has the shape of its values");
+    from(y, make(g, rows, columns))
+}
+
+fn from(y: Tensor2, g: Raw) -> Gradients {
+    apply(Arrive { g }, [y]).backward()
 }
 
 /// Begins a tape whose last gradient is known: a scalar whose gradient is `g`.

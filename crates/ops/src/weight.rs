@@ -111,6 +111,12 @@ impl std::ops::Deref for Values {
     }
 }
 
+impl From<Vec<f32>> for Values {
+    fn from(values: Vec<f32>) -> Self {
+        Self(Kept::Own(values))
+    }
+}
+
 impl Weight {
     /// Takes over `values`, `rows` x `columns`, row after row. Panics if the count is wrong.
     pub fn new(values: Vec<f32>, rows: usize, columns: usize) -> Self {
@@ -264,6 +270,18 @@ impl Weight {
             let values = vec![0.0; self.shape.0 * self.shape.1];
             Sink(Arc::new(Mutex::new(Sum { values, touched: false })))
         });
+    }
+
+    /// The f32 values as they are now, which are not copied, and a gradient buffer of its own where
+    /// this one has one. While it lives, an update of this one copies the values first.
+    pub fn twin(&self) -> Self {
+        let twin = Self {
+            value: RwLock::new(self.value.read().expect("weight lock").clone()),
+            shape: self.shape,
+            ..Self::new(Vec::new(), 0, 0)
+        };
+        twin.collect_gradient(self.collects_gradient());
+        twin
     }
 
     /// Whether gradients are being collected.

@@ -1,11 +1,12 @@
 //! The experts of one layer over their weights: rows are laid in groups, one an expert, and each
-//! group is multiplied with its matrix out of the bank.
+//! group goes through its expert (`bank.rs`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ops::{Activation, Combine, Ops, Tensor2, Weight, rows_of, stack};
+use ops::{Activation, Tensor2, Weight, rows_of, stack};
 
+use super::bank::ExpertBank;
 use super::dense::Dense;
 use super::member::Mlp;
 use super::modulated::Modulated;
@@ -14,9 +15,8 @@ use super::zero_experts::ZeroBank;
 use crate::carry::Carry;
 use crate::context::LayerContext;
 use crate::layout::DepthRuns;
-use crate::linear::Linear;
 use crate::pass::Pass;
-use crate::routers::{AuxLoss, Router, RouterCall, RoutingPlan};
+use crate::routers::{AuxLoss, Router, RouterCall};
 use crate::rows::Rows;
 
 /// The expert that every row takes.
@@ -29,30 +29,11 @@ pub(super) struct Shared {
     pub(super) mixes: bool,
 }
 
-/// What is added to the products of each expert.
-#[derive(Debug)]
-pub(super) struct Biases {
-    pub(super) gate_up: Arc<Weight>,
-    pub(super) down: Arc<Weight>,
-}
-
-/// The MLPs of a layer, in banks.
-#[derive(Debug)]
-pub(super) struct Bank {
-    /// What they read in place of the row, if anything.
-    pub(super) latent: Option<Linear>,
-    pub(super) gate_up: Arc<Weight>,
-    pub(super) down: Arc<Weight>,
-    pub(super) biases: Option<Biases>,
-    /// Limit and slope of the clamped product in place of SwiGLU.
-    pub(super) clamp: Option<(f32, f32)>,
-}
-
 /// What computing experts are.
 #[derive(Debug)]
 pub(super) enum Kind {
     /// An MLP for each expert.
-    Bank(Bank),
+    Bank(Arc<ExpertBank>),
     /// Scales and shifts ahead of one MLP.
     Modulated(Modulated),
 }
@@ -75,6 +56,13 @@ pub(super) struct Experts {
 }
 
 impl Mlp for Experts {
+    fn bank(&self) -> Option<&Arc<ExpertBank>> {
+        match &self.kind {
+            Kind::Bank(bank) => Some(bank),
+            Kind::Modulated(_) => None,
+        }
+    }
+
     fn carries(&self) -> bool {
         self.links_layers
     }
@@ -97,10 +85,13 @@ impl Mlp for Experts {
             None => (residual_td, None),
         };
         let latent_tm = match &self.kind {
-            Kind::Bank(Bank { latent: Some(latent), .. }) => {
-                Some(latent.apply(h_td.clone(), context.rows, context.at, context.pass))
+            Kind::Bank(bank) => {
+                let latent = bank.latent.as_ref();
+                latent.map(|latent| {
+                    latent.apply(h_td.clone(), context.rows, context.at, context.pass)
+                })
             }
-            _ => None,
+            Kind::Modulated(_) => None,
         };
         let recursion = context.at.runs().next().map_or(0, |(at, _)| at.recursion);
         if self.routers.len() < 2 || context.at.count() < 2 {
@@ -199,12 +190,11 @@ impl Experts {
             // What is gathered from may be written in place, so it has one owner.
             drop(h_td);
             let all = (&plan.rows, plan.weights.clone());
-            x_td = bank.add((&plan, self.count), all, seen, x_td, pass);
+            x_td = bank.add(&plan, all, seen, x_td, pass);
         } else if !plan.rows.is_empty() {
             if computing > 0 {
-                let rows: Arc<[u32]> = plan.rows[..computing].into();
-                let weights = plan.weights.as_ref().map(|all| rows_of(all, 0..computing));
-                x_td = bank.add((&plan, self.count), (&rows, weights), seen, x_td, pass);
+                let first = (&plan, computing);
+                x_td = bank.add_first(first, plan.weights.as_ref(), seen, x_td, pass);
             }
             x_td = self.zero.add(&plan, self.count, &h_td, x_td, pass.ops);
         }
@@ -218,49 +208,6 @@ fn attached(mut x_td: Tensor2, losses: Vec<AuxLoss>, pass: &mut Pass<'_>) -> Ten
         x_td = pass.attach(x_td, loss);
     }
     x_td
-}
-
-impl Bank {
-    /// The stream with what the first `count` targets of `plan` write to it, who read `seen`.
-    fn add(
-        &self,
-        (plan, count): (&RoutingPlan, usize),
-        (rows, weights): (&Arc<[u32]>, Option<Tensor2>),
-        seen: Tensor2,
-        x_td: Tensor2,
-        pass: &mut Pass<'_>,
-    ) -> Tensor2 {
-        let ops = pass.ops;
-        let sizes: Arc<[usize]> = (0..count).map(|e| plan.of(e).len()).collect();
-        let single = weights.is_none() && plan.targets() == 1 && self.biases.is_none();
-        let x_ad = if single { seen } else { ops.gather_rows(seen, rows) };
-        let bias = |of: fn(&Biases) -> &Arc<Weight>| self.biases.as_ref().map(of);
-        pass.probe.product(&self.gate_up, &sizes, &x_ad);
-        let y_an = ops.grouped_linear(x_ad, &self.gate_up, &sizes);
-        let y_an = with_bias(ops, y_an, bias(|biases| &biases.gate_up), &sizes);
-        let y_af = match self.clamp {
-            Some((limit, alpha)) => ops.clamped_swiglu(y_an, limit, alpha),
-            None => ops.swiglu(y_an),
-        };
-        pass.probe.product(&self.down, &sizes, &y_af);
-        if single {
-            // Written to the stream as a dense MLP does it.
-            return ops.linear_add(y_af, &self.down, x_td);
-        }
-        let w_a1 = weights.unwrap_or_else(|| ops.column(vec![1.0; rows.len()]));
-        let y_ad = ops.grouped_linear(y_af, &self.down, &sizes);
-        let y_ad = with_bias(ops, y_ad, bias(|biases| &biases.down), &sizes);
-        ops.combine_rows(x_td, rows, y_ad, w_a1, Combine::Add)
-    }
-}
-
-/// Rows in groups of these sizes, to each of which its group's row of `bias` is added.
-fn with_bias(ops: Ops, y_an: Tensor2, bias: Option<&Arc<Weight>>, sizes: &[usize]) -> Tensor2 {
-    let Some(bias) = bias else { return y_an };
-    let groups = sizes.iter().enumerate();
-    let of_rows: Arc<[u32]> = groups.flat_map(|(group, &n)| vec![group as u32; n]).collect();
-    let bias_an = ops.embed(&y_an, bias, &of_rows);
-    ops::add(y_an, bias_an)
 }
 
 impl Shared {

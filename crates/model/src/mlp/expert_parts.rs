@@ -20,3 +20,7 @@ pub const SHARED_DOWN: Part = Part::new("shared_down");
 pub const SHARED_GATE_UP_BIAS: Part = Part::new("shared_gate_up_bias");
 /// `[1, d]`: added to what the shared expert writes.
 pub const SHARED_DOWN_BIAS: Part = Part::new("shared_down_bias");
+
+/// Those of them that hold something of every expert, in the order of the parameter table.
+pub const BANKS: [Part; 4] =
+    [EXPERTS_GATE_UP, EXPERTS_DOWN, EXPERTS_GATE_UP_BIAS, EXPERTS_DOWN_BIAS];

@@ -7,14 +7,16 @@
 //! and they join its stream in ascending order of experts.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use ops::GateFunction;
 use serde::{Deserialize, Serialize};
 
+use super::bank::{BankWeights, ExpertBank};
 use super::dense::{self, DOWN, Dense, GATE_UP};
-use super::expert_layer::{Bank, Biases, Experts, Kind, Shared};
+use super::expert_layer::{Experts, Kind, Shared};
 pub use super::expert_parts::{
-    EXPERTS_DOWN, EXPERTS_DOWN_BIAS, EXPERTS_GATE_UP, EXPERTS_GATE_UP_BIAS, EXPERTS_LATENT,
+    BANKS, EXPERTS_DOWN, EXPERTS_DOWN_BIAS, EXPERTS_GATE_UP, EXPERTS_GATE_UP_BIAS, EXPERTS_LATENT,
     SHARED_DOWN, SHARED_DOWN_BIAS, SHARED_GATE_UP, SHARED_GATE_UP_BIAS,
 };
 use super::member::{Mlp, MlpSettings};
@@ -565,16 +567,14 @@ impl MlpSettings for Config {
         let places = self.places(stored, linears.plan.uses_of(stored).len());
         let kind = match modulated {
             Some(mlp) => Kind::Modulated(Modulated::build(mlp, linears, take)),
-            None => Kind::Bank(Bank {
-                latent: (self.latent > 0).then(|| linears.build(EXPERTS_LATENT, take)),
-                gate_up: linears.bank(EXPERTS_GATE_UP, take),
-                down: linears.bank(EXPERTS_DOWN, take),
-                biases: self.biases.then(|| Biases {
-                    gate_up: linears.bank(EXPERTS_GATE_UP_BIAS, take),
-                    down: linears.bank(EXPERTS_DOWN_BIAS, take),
-                }),
-                clamp: (self.limit > 0.0).then_some((self.limit as f32, self.alpha as f32)),
-            }),
+            None => {
+                let latent = (self.latent > 0).then(|| linears.build(EXPERTS_LATENT, take));
+                let clamp = (self.limit > 0.0).then_some((self.limit as f32, self.alpha as f32));
+                let weights = BankWeights::take(self.biases, linears, take);
+                let (count, written) = (self.experts(stored).computing, linears.sizes.width);
+                let bank = ExpertBank::new((stored, count, written), latent, weights, clamp);
+                Kind::Bank(Arc::new(bank))
+            }
         };
         Box::new(Experts {
             kind,

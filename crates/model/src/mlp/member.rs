@@ -1,5 +1,8 @@
 //! What an MLP is: what its settings answer, and what runs.
 
+use std::sync::Arc;
+
+use super::bank::ExpertBank;
 use crate::attention;
 use crate::context::LayerContext;
 use crate::error::ConfigError;
@@ -118,6 +121,11 @@ pub trait Mlp: std::fmt::Debug + Send + Sync {
     /// Whether it reads or leaves something in what rows carry.
     fn carries(&self) -> bool {
         false
+    }
+
+    /// The bank of its experts, if it has some that are MLPs of their own.
+    fn bank(&self) -> Option<&Arc<ExpertBank>> {
+        None
     }
 
     /// `residual + mlp(h)` for normed rows `h`. Losses go to

@@ -2,6 +2,7 @@
 //! file and a line here, and being on the list brings recipe schema, costs, tests and docs.
 
 mod activation;
+mod bank;
 #[cfg(test)]
 mod blocks;
 pub mod dense;
@@ -19,6 +20,7 @@ use crate::list::members;
 use crate::params::Part;
 
 pub use activation::MlpActivation;
+pub use bank::{BankWeights, ExpertBank, ExpertOwners, GroupedRows};
 pub use dense::{DOWN, DOWN_BIAS, GATE_UP, GATE_UP_BIAS};
 pub use member::{Mlp, MlpSettings};
 
