@@ -268,6 +268,15 @@ pub(crate) struct Train {
     /// it [default: 1800]
     #[arg(long, value_name = "SECONDS", value_parser = numbers::upto::<u64>(numbers::YEAR))]
     pub(crate) process_timeout: Option<u64>,
+    /// Let each process hold some of the model's experts alone. Then rows travel to their experts,
+    /// or experts' weights to rows, or what took fewer bytes in the steps before; results are the
+    /// same [default: each holds all]
+    #[arg(long, value_name = "TRAVELS", value_parser = ["rows", "weights", "fewest"])]
+    pub(crate) share_experts: Option<String>,
+    /// File that says which process holds which experts, in the form of EPLB (JSON) [default:
+    /// equally many each]
+    #[arg(long, value_name = "FILE", requires = "share_experts")]
+    pub(crate) expert_placement: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -11,13 +11,12 @@ use engine::Sampler;
 use model::ModelConfig;
 use report::human_duration;
 use train::{
-    CheckpointConfig, DataConfig, LogConfig, OptimizerConfig, Recipe, Resume, ScheduleConfig,
-    Stored, TrainConfig, Trainer,
+    Among, CheckpointConfig, DataConfig, LogConfig, OptimizerConfig, Recipe, Resume,
+    ScheduleConfig, Stored, TrainConfig, Trainer,
 };
 
 use crate::arguments::Quickstart;
 use crate::generate::{Wanted, continue_text};
-use crate::launch::Launch;
 use crate::quickstart_text::Texts;
 use crate::{SAVED_UNFINISHED, output, quickstart_page, quickstart_text, recipe, train_run};
 
@@ -60,8 +59,9 @@ pub(crate) fn run(options: &Quickstart) -> Result<ExitCode> {
         ops::machine()
     ));
     let run_dir = options.out.join("run");
+    let device = ops::Device::CPU;
     let Some(validation) =
-        train_run::train(&recipe, &run_dir, Resume::Auto, &Launch::alone(), ops::Device::CPU)?
+        train_run::train(&recipe, &run_dir, Resume::Auto, Among::alone(), device)?
     else {
         output::line(format!(
             "stopped and saved; `lathe train {} --out {}` continues",

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use ops::Device;
 use report::human_count;
-use train::{Recipe, Resume, Stop, Validation};
+use train::{Among, ExpertSharing, Moved, Recipe, Resume, Stop, Validation};
 
 use crate::arguments::Train;
 use crate::launch::Launch;
@@ -19,6 +19,12 @@ pub(crate) fn run(options: &Train) -> Result<ExitCode> {
     let recipe = recipe::load(&options.recipe, &options.set)?;
     let device = options.on.open()?;
     recipe.runs_on(device)?;
+    anyhow::ensure!(
+        device == Device::CPU || options.share_experts.is_none(),
+        "--share-experts beside --device {}: experts that processes share out are computed by the \
+         processors; leave one of the two out",
+        options.on.device
+    );
     if options.dry_run {
         plan::dry_run(&recipe)?;
         return Ok(ExitCode::SUCCESS);
@@ -30,8 +36,9 @@ pub(crate) fn run(options: &Train) -> Result<ExitCode> {
         (_, false) => Resume::Auto,
     };
     let launch = Launch::find(options.process_timeout)?;
+    let among = Among { processes: launch.processes.clone(), experts: sharing(options) };
     let validation =
-        named(&launch, device.guard(|| train(&recipe, &options.out, resume, &launch, device))?)?;
+        named(&launch, device.guard(|| train(&recipe, &options.out, resume, among, device))?)?;
     if launch.is_first() {
         match &validation {
             Some(validation) => output::table(&results(validation)),
@@ -43,6 +50,16 @@ pub(crate) fn run(options: &Train) -> Result<ExitCode> {
     }
     named(&launch, launch.end())?;
     Ok(if validation.is_some() { ExitCode::SUCCESS } else { ExitCode::from(SAVED_UNFINISHED) })
+}
+
+/// How processes share out experts, if they are to.
+fn sharing(options: &Train) -> Option<ExpertSharing> {
+    let moved = match options.share_experts.as_deref()? {
+        "weights" => Moved::Weights,
+        "fewest" => Moved::Fewest,
+        _ => Moved::Rows,
+    };
+    Some(ExpertSharing { moved, placement: options.expert_placement.clone() })
 }
 
 /// Says which process an error is of, where there are several.
@@ -58,15 +75,16 @@ pub(crate) fn train(
     recipe: &Recipe,
     out: &Path,
     resume: Resume,
-    launch: &Launch,
+    among: Among,
     device: Device,
 ) -> Result<Option<Validation>> {
     let asked = Asked::listen()?;
-    let mut run = runs::opened_among(recipe, out, resume, launch.processes.clone())?;
+    // One of several processes speaks for all.
+    let speaks = among.processes.rank() == 0;
+    let mut run = runs::opened_among(recipe, out, resume, among)?;
     run.trainer.run_on(device)?;
     let steps = run.trainer.recipe.train.steps;
-    // One of several processes speaks for all.
-    let mut live = launch.is_first().then(|| Live::new(run.trainer.step, steps));
+    let mut live = speaks.then(|| Live::new(run.trainer.step, steps));
     let result = runs::go(&mut run, &mut |event| {
         if let Some(live) = &mut live {
             live.show(&event);

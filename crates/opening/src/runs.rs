@@ -1,13 +1,11 @@
 //! Runs of training in their folders: begun, continued, and read.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
-use processes::{Alone, Processes};
 use report::Record;
-use train::{Event, Recipe, Resume, Run, Stop, Validation};
+use train::{Among, Event, Recipe, Resume, Run, Stop, Validation};
 
 use crate::notes::note;
 use crate::{cache, memory, open};
@@ -32,21 +30,16 @@ pub fn check(recipe: &Recipe, out: &Path) -> Result<()> {
 /// # Errors
 /// What opening a run refuses.
 pub fn opened(recipe: &Recipe, out: &Path, resume: Resume) -> Result<Run> {
-    opened_among(recipe, out, resume, Arc::new(Alone))
+    opened_among(recipe, out, resume, Among::alone())
 }
 
 /// The same as one of several processes, of which the first one speaks for all.
 ///
 /// # Errors
 /// What opening a run refuses, and processes that do not fit together.
-pub fn opened_among(
-    recipe: &Recipe,
-    out: &Path,
-    resume: Resume,
-    processes: Arc<dyn Processes>,
-) -> Result<Run> {
-    let is_first = processes.rank() == 0;
-    let run = Run::open_among(recipe, out, resume, unix_time(), processes);
+pub fn opened_among(recipe: &Recipe, out: &Path, resume: Resume, among: Among) -> Result<Run> {
+    let is_first = among.processes.rank() == 0;
+    let run = Run::open_among(recipe, out, resume, unix_time(), among);
     let run = run.map_err(|error| {
         let named = [&recipe.start.checkpoint, &recipe.distill.checkpoint];
         let told = named.into_iter().find_map(|name| cache::told_of_recipe(name, &error));

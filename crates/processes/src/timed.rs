@@ -12,6 +12,12 @@ pub struct Timed {
     nanoseconds: AtomicU64,
 }
 
+impl std::fmt::Debug for Timed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "process {} of {}", self.rank(), self.size())
+    }
+}
+
 impl Timed {
     /// Nothing has been handed over yet.
     pub fn new(processes: Arc<dyn Processes>) -> Self {

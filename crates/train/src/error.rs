@@ -61,6 +61,18 @@ pub enum TrainError {
         /// The size, element or number that the format refuses.
         source: ops::QuantError,
     },
+    /// A file that says which process holds which experts, and does not fit.
+    #[error("{path}: {field} is {found}, expected {expected}")]
+    Placement {
+        /// Path of the file.
+        path: PathBuf,
+        /// What in it does not fit.
+        field: String,
+        /// What it says there.
+        found: String,
+        /// What would fit in its place.
+        expected: String,
+    },
     /// A folder of the run.
     #[error("{action} {path}: {source}")]
     Folder {

@@ -17,12 +17,12 @@ pub(crate) struct FlatWeights {
 }
 
 impl FlatWeights {
-    /// For the weights of `model`, in `parts` parts.
-    pub(crate) fn new(model: &Model, parts: usize) -> Self {
+    /// For those weights of `model`, by their numbers, that `holds`, in `parts` parts.
+    pub(crate) fn new(model: &Model, parts: usize, holds: impl Fn(usize) -> bool) -> Self {
         let mut weights = Vec::new();
         let mut end = 0;
         for (i, (_, weight)) in model.weights().iter().enumerate() {
-            if weight.collects_gradient() {
+            if weight.collects_gradient() && holds(i) {
                 let start = end;
                 end += weight.shape().0 * weight.shape().1;
                 weights.push((i, start..end));

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use trace::Trace;
 
 use crate::resume::Resumed;
-use crate::{Recipe, StepReport, TrainError, Validation};
+use crate::{ExpertTraffic, Recipe, StepReport, TrainError, Validation};
 
 /// The folder of recorded decisions of routers.
 const TRACES: &str = "traces";
@@ -65,12 +65,13 @@ impl Journal {
         Ok(self.log.sync()?)
     }
 
-    /// Notes a step that took `seconds`, of which `exchanged` were spent on other processes.
+    /// Notes a step that took `seconds`, of which `exchanged` were spent on other processes, who
+    /// sent each other `traffic` for experts.
     pub(crate) fn step(
         &mut self,
         report: &StepReport,
         seconds: f64,
-        exchanged: Option<f64>,
+        (exchanged, traffic): (Option<f64>, Option<&ExpertTraffic>),
         [tokens_per_second, flops_per_second]: [f64; 2],
         wall_time: f64,
     ) -> Result<(), TrainError> {
@@ -81,6 +82,9 @@ impl Journal {
         });
         if let Some(exchanged) = exchanged {
             timing["exchange_seconds"] = json!(exchanged);
+        }
+        if let Some(traffic) = traffic {
+            timing["expert_bytes"] = json!(traffic);
         }
         self.timing.write(&record(Ok(timing)))?;
         self.events.scalars(

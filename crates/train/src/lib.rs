@@ -5,6 +5,7 @@ mod agreement;
 mod changes;
 mod config;
 mod error;
+mod experts;
 mod flat;
 mod forecast;
 mod freeze;
@@ -19,6 +20,7 @@ mod run;
 mod schedule;
 mod start;
 mod step;
+mod step_report;
 mod stored;
 mod sums;
 mod together;
@@ -30,6 +32,7 @@ pub use config::{
     ScheduleConfig, StartConfig, TrainConfig, usual_micro_batch,
 };
 pub use error::TrainError;
+pub use experts::{ExpertSharing, ExpertTraffic, Moved};
 pub use forecast::{Forecast, Memory, Timing, Work};
 pub use given_config::{model_config, whole_config};
 pub use identity::identity;
@@ -39,10 +42,11 @@ pub use opening::{
 pub use optimizer::Optimizer;
 pub use resume::Resumed;
 pub use rounded::{Rounded, stored_bytes, tensors};
-pub use run::{Event, Opened, Resume, Run, Stop, open_data};
+pub use run::{Among, Event, Opened, Resume, Run, Stop, open_data};
 pub use schedule::learning_rate;
 pub use start::older;
-pub use step::{StepReport, Trainer, pack};
+pub use step::{Trainer, pack};
+pub use step_report::StepReport;
 pub use stored::{Made, Stored, check_free, load, write_model};
 pub use validate::{
     RuleScore, SourceScore, Validation, WindowChoice, in_chunks, score_rule, score_watched,

@@ -7,6 +7,8 @@ use std::time::Instant;
 use checkpoint::Disk;
 use data::{Corpus, Split, Windows};
 use files::FolderLock;
+use model::Model;
+use model::params::ParamSpec;
 use processes::{Alone, Processes};
 use trace::{Recorder, Trace};
 
@@ -20,7 +22,7 @@ use crate::start::{begin, end_as, pin, remember, teach};
 use crate::step::enough_shards;
 use crate::stored::{document, restore, snapshot};
 use crate::validate::validate_among;
-use crate::{Recipe, StepReport, TrainError, Trainer, Validation};
+use crate::{ExpertSharing, Recipe, StepReport, TrainError, Trainer, Validation};
 
 /// Whether a folder's checkpoints are continued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +47,27 @@ pub enum Stop {
 
 /// The most bytes of a tokenizer.
 const LONGEST_TOKENIZER: u64 = 1 << 30;
+
+/// The processes of a run, and how they share it.
+pub struct Among {
+    /// All of them, seen from this one.
+    pub processes: Arc<dyn Processes>,
+    /// How they share out the experts of the model, if they do. Changes no bit.
+    pub experts: Option<ExpertSharing>,
+}
+
+impl Among {
+    /// One process by itself.
+    pub fn alone() -> Self {
+        Self { processes: Arc::new(Alone), experts: None }
+    }
+}
+
+impl From<Arc<dyn Processes>> for Among {
+    fn from(processes: Arc<dyn Processes>) -> Self {
+        Self { processes, experts: None }
+    }
+}
 
 /// News of a run for whoever watches it.
 #[derive(Debug)]
@@ -108,7 +131,7 @@ impl Run {
         how: Resume,
         wall_time: f64,
     ) -> Result<Self, TrainError> {
-        Self::open_among(recipe, dir, how, wall_time, Arc::new(Alone))
+        Self::open_among(recipe, dir, how, wall_time, Among::alone())
     }
 
     /// The same as one of several processes, all of which call this with the same recipe. The first
@@ -117,24 +140,28 @@ impl Run {
     ///
     /// # Errors
     /// As [`Run::open`], and other processes that are gone, or that have another recipe or other
-    /// data; more processes than the recipe has shards.
+    /// data; more processes than the recipe has shards; experts that cannot be shared out so.
     pub fn open_among(
         recipe: &Recipe,
         dir: &Path,
         how: Resume,
         wall_time: f64,
-        processes: Arc<dyn Processes>,
+        among: impl Into<Among>,
     ) -> Result<Self, TrainError> {
+        let Among { processes, experts } = among.into();
         let opened = open_data(recipe)?;
         enough_shards(&opened.recipe, processes.size())?;
         freeze::check_processes(&opened.recipe, processes.size())?;
+        if let Some(sharing) = &experts {
+            sharing.holders(&opened.recipe.model, processes.size())?;
+        }
         let mut run = match processes.rank() {
             0 => Self::open_first(opened, dir, how, wall_time)?,
             _ => Self::open_other(opened)?,
         };
         if processes.size() > 1 {
             agree(&*processes, &run.trainer.recipe, [&run.windows, &run.valid])?;
-            run.trainer.join(processes)?;
+            run.trainer.join_as(processes, experts.as_ref())?;
             let step = run.trainer.step;
             run.resumed.step = run.resumed.step.or((step > 0).then_some(step));
         }
@@ -203,7 +230,9 @@ impl Run {
         let Opened { mut recipe, windows, valid } = opened;
         let tokenizer = tokenizer_of(&windows)?;
         let teacher = pin("distill", &recipe.distill.checkpoint, &mut recipe.distill.fingerprint)?;
-        let mut trainer = Trainer::new(&recipe)?;
+        // The first process's weights take the place of these, of which no page is touched.
+        let zeros = |spec: &ParamSpec| Ok::<_, TrainError>(vec![0.0; spec.count()]);
+        let mut trainer = Trainer::over(&recipe, Model::build(&recipe.model, zeros)?);
         let remarks = teach(&mut trainer, teacher, &tokenizer)?;
         Ok(Self {
             trainer,
@@ -316,6 +345,7 @@ impl Run {
         let flops_per_second = self.trainer.step_flops(&report.depths) / seconds;
         if let Some(journal) = &mut self.journal {
             let rates = [tokens_per_second, flops_per_second];
+            let exchanged = (exchanged, self.trainer.expert_traffic());
             journal.step(report, seconds, exchanged, rates, wall_time)?;
         }
         Ok(watch(Event::Step { report, tokens_per_second, flops_per_second }))
@@ -369,14 +399,11 @@ impl Run {
             1 => None,
             _ => self.trainer.together.collect(own)?,
         };
+        let values = self.trainer.together.values(&self.trainer.model)?;
         let Some(journal) = &mut self.journal else { return Ok(()) };
         journal.sync()?;
         let rule = self.validated.as_ref().and_then(|(_, validation)| validation.rule.clone());
         let fingerprint = self.windows.corpus().fingerprint();
-        let weights = self.trainer.model.weights().iter();
-        // Rounded ones are stored as they are.
-        let values: Vec<_> =
-            weights.map(|(_, w)| w.format().is_none().then(|| w.values())).collect();
         let moments = whole.as_deref().unwrap_or(own);
         let snapshot =
             snapshot(&self.trainer, moments, &values, fingerprint, rule.as_ref(), &self.tokenizer)?;

@@ -11,7 +11,6 @@ use model::routers::StepRouting;
 use model::{Address, Model, NoProbe, Pass, PassCache, Probe, RouterState, RoutingEvent, Rule};
 use ops::{Device, Ops, Tensor2, add_scalars, backward, scalar, scale};
 use processes::{ProcessError, Processes, SumTree, share};
-use serde::Serialize;
 use trace::Recorder;
 
 use crate::config::refuse;
@@ -21,7 +20,10 @@ use crate::optimizer::Norms;
 use crate::stored::State;
 use crate::sums::{Sums, Whole, longest, rows_that_count, sequences};
 use crate::together::Together;
-use crate::{NonFinite, Optimizer, Recipe, Stored, TrainError, learning_rate};
+use crate::{
+    ExpertSharing, ExpertTraffic, NonFinite, Optimizer, Recipe, StepReport, Stored, TrainError,
+    learning_rate,
+};
 
 /// What a run carries from step to step; all of it goes into checkpoints.
 pub struct Trainer {
@@ -54,49 +56,6 @@ pub struct Trainer {
     pub recorder: Option<Recorder>,
     /// The processes that share the steps.
     pub(crate) together: Together,
-}
-
-/// What a step did. Everything here is a function of recipe, data and seed.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct StepReport {
-    /// Its number, from 1.
-    pub step: u64,
-    /// Cross-entropy, nats per prediction.
-    pub loss: f64,
-    /// Cross-entropy plus weighted router losses.
-    pub total: f64,
-    /// Router losses before their weights.
-    pub parts: Vec<(String, f64)>,
-    /// Gradient norm before clipping.
-    pub gradient_norm: f64,
-    /// Learning rate of this update.
-    pub learning_rate: f64,
-    /// Predictions in this step.
-    pub tokens: u64,
-    /// Rows by number of recursions, from 0.
-    pub depths: Vec<u64>,
-    /// Share of decisions that the router's own sigmoid repeats.
-    pub router_accuracy: Option<f64>,
-    /// Share of positions that never reached the last recursion in this step.
-    pub dead_positions: Option<f64>,
-    /// `(max - mean) / mean` of the depth loads of token-choice.
-    pub max_violation: Option<f64>,
-    /// Entropy of its mean scores, nats.
-    pub entropy: Option<f64>,
-    /// `(max - mean) / mean` of the loads of experts, of the layer where it is largest.
-    pub expert_violation: Option<f64>,
-    /// Experts of all layers that took no row of this step.
-    pub dead_experts: Option<u64>,
-    /// Mean number of computing experts that a row chose.
-    pub experts_taken: Option<f64>,
-    /// Share of the choices for which an expert had no room.
-    pub dropped: Option<f64>,
-    /// How many these were in each eighth of the positions of a sequence.
-    pub dropped_at: Vec<u64>,
-    /// Running thresholds after this step.
-    pub thresholds: Vec<f32>,
-    /// Whether the update was left out because something was not finite.
-    pub skipped: bool,
 }
 
 /// What a step's passes are watched by: who counts, and who records if somebody does.
@@ -196,14 +155,32 @@ impl Trainer {
     /// # Errors
     /// More processes than the recipe has shards, or one that is gone.
     pub fn join(&mut self, processes: Arc<dyn Processes>) -> Result<(), TrainError> {
+        self.join_as(processes, None)
+    }
+
+    /// The same with experts shared out: each process is left with model and moments of its own
+    /// experts, beside all other weights. With one process, as ever.
+    ///
+    /// # Errors
+    /// As [`Trainer::join`], and what [`ExpertSharing`] says that does not fit the model.
+    pub fn join_as(
+        &mut self,
+        processes: Arc<dyn Processes>,
+        sharing: Option<&ExpertSharing>,
+    ) -> Result<(), TrainError> {
         enough_shards(&self.recipe, processes.size())?;
-        let together = Together::new(&self.model, processes);
+        let mut together = Together::new(&self.model, processes);
         // As checkpoints hold it, which is exact.
         let mut told = together.tell(&json(&State::of(self, "")).to_string())?;
         let state: State = from_first(&together, &told.swap_remove(0))?;
+        if let Some(sharing) = sharing {
+            let shards = self.recipe.train.shards;
+            self.model = Arc::new(together.share_experts(&self.model, sharing, shards)?);
+        }
         together.share_weights(&self.model)?;
-        together.deal(self.optimizer.moments_mut())?;
-        self.optimizer.keep(together.parts(self.model.weights().len()));
+        let parts = together.parts(&self.model);
+        together.deal(self.optimizer.moments_mut(), &parts)?;
+        self.optimizer.keep(parts);
         state.put(self);
         self.together = together;
         Ok(())
@@ -242,6 +219,7 @@ impl Trainer {
         let (t, peak) = (self.step, self.recipe.optimizer.learning_rate);
         let rate = peak * learning_rate(&self.recipe.schedule, t, self.recipe.train.steps);
         self.schedule_router();
+        self.together.begin_step()?;
         let whole = self.whole(batches)?;
         let (shards, mine) =
             (self.recipe.train.shards, self.together.share(self.recipe.train.shards));
@@ -257,7 +235,10 @@ impl Trainer {
         let weights = self.model.weights();
         let norms = match shards {
             1 => Optimizer::norms(&self.model, weights.iter().map(|(_, w)| w.gradient_square())),
-            _ => Optimizer::norms(&self.model, self.together.reduce(&self.model, tree, shards)?),
+            _ => {
+                let squares = self.together.reduce(&self.model, tree, shards)?;
+                Optimizer::norms(&self.model, squares)
+            }
         };
         self.step += 1;
         self.schedule_router();
@@ -271,6 +252,11 @@ impl Trainer {
         self.learn_outside_of_gradients(&sums.depths, &stats);
         self.tokens += report.tokens;
         Ok(StepReport { thresholds: self.thresholds(), ..report })
+    }
+
+    /// What processes that share out experts sent each other in the newest step.
+    pub fn expert_traffic(&self) -> Option<&ExpertTraffic> {
+        self.together.traffic()
     }
 
     /// How many experts of each layer compute, where it has some.
@@ -320,7 +306,7 @@ impl Trainer {
         };
         let mut watched = Watched { stats: &mut stats, recorder: self.recorder.take() };
         let place = sequences(&batches[..range.start]) as u64;
-        let sums = self.accumulate(&batches[range], place, whole, &mut watched);
+        let sums = self.accumulate(&batches[range], (shard, place), whole, &mut watched);
         self.recorder = watched.recorder;
         (sums, stats)
     }
@@ -356,12 +342,12 @@ impl Trainer {
         }
     }
 
-    /// Forward and backward over some batches of a step, of which the first sequence has the number
-    /// `place`; gradients add up in the weights.
+    /// Forward and backward over the batches of a shard of a step, of which the first sequence has
+    /// the number `place`; gradients add up in the weights.
     fn accumulate(
         &self,
         batches: &[Batch],
-        mut place: u64,
+        (shard, mut place): (usize, u64),
         whole: &Whole,
         watched: &mut Watched<'_>,
     ) -> Sums {
@@ -370,6 +356,7 @@ impl Trainer {
         let tokens = rows_that_count(batches) / runs as u64;
         let mut sums = Sums { tokens, ..Sums::default() };
         for batch in batches {
+            self.together.begin_pass(shard);
             let shares = self.model.config().kv != model::KvMode::RecursionWise;
             let mut kv = PassCache::new(shares);
             let mut pass = Pass {

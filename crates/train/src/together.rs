@@ -9,17 +9,61 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use model::Model;
-use ops::{Moments, SQUARES_CHUNK, add_into};
+use ops::{Moments, SQUARES_CHUNK, Values, add_into};
 use processes::{Alone, ProcessError, Processes, SumTree, Timed, forest, share};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::TrainError;
+use crate::experts::{Exchange, ExpertSharing, ExpertTraffic, Experts};
 use crate::flat::FlatWeights;
 
 /// A process among others, and which values each of them updates.
 pub(crate) struct Together {
-    processes: Timed,
+    processes: Settled,
+    /// The weights that all hold.
     flat: FlatWeights,
+    /// Those that processes share out.
+    experts: Option<Experts>,
+}
+
+/// The processes of a run, who are done with experts before they hand each other anything else.
+struct Settled {
+    processes: Arc<Timed>,
+    experts: Option<Arc<Exchange>>,
+}
+
+impl Settled {
+    fn settled(&self) -> Result<&Timed, ProcessError> {
+        self.experts.as_ref().map_or(Ok(()), |experts| experts.settle())?;
+        Ok(&self.processes)
+    }
+}
+
+impl Processes for Settled {
+    fn rank(&self) -> usize {
+        self.processes.rank()
+    }
+
+    fn size(&self) -> usize {
+        self.processes.size()
+    }
+
+    fn exchange(
+        &self,
+        sent: Vec<Vec<f32>>,
+        expected: &[usize],
+    ) -> Result<Vec<Vec<f32>>, ProcessError> {
+        self.settled()?.exchange(sent, expected)
+    }
+
+    fn gather(&self, mine: Vec<f32>, expected: &[usize]) -> Result<Vec<Vec<f32>>, ProcessError> {
+        self.settled()?.gather(mine, expected)
+    }
+
+    fn tell(&self, mine: Vec<u8>) -> Result<Vec<Vec<u8>>, ProcessError> {
+        self.settled()?.tell(mine)
+    }
 }
 
 /// `left + right`, element by element.
@@ -34,10 +78,49 @@ impl Together {
         Self::new(model, Arc::new(Alone))
     }
 
-    /// This process among `processes`.
+    /// This process among `processes`, all of whom hold all weights.
     pub(crate) fn new(model: &Model, processes: Arc<dyn Processes>) -> Self {
-        let flat = FlatWeights::new(model, processes.size());
-        Self { flat, processes: Timed::new(processes) }
+        let processes = Settled { processes: Arc::new(Timed::new(processes)), experts: None };
+        let flat = FlatWeights::new(model, processes.size(), |_| true);
+        Self { processes, flat, experts: None }
+    }
+
+    /// Shares out the experts of the first process's `model` from here on, and returns what this
+    /// process holds of it. All call this.
+    pub(crate) fn share_experts(
+        &mut self,
+        model: &Model,
+        sharing: &ExpertSharing,
+        shards: usize,
+    ) -> Result<Model, TrainError> {
+        let processes = &self.processes.processes;
+        let (held, experts) = Experts::share_out(model, processes, sharing, shards)?;
+        self.flat = FlatWeights::new(&held, processes.size(), |number| !experts.have(number));
+        self.processes.experts = Some(experts.exchange().clone());
+        self.experts = Some(experts);
+        Ok(held)
+    }
+
+    /// Begins a step: experts are where they compute in it.
+    pub(crate) fn begin_step(&self) -> Result<(), ProcessError> {
+        self.experts.as_ref().map_or(Ok(()), |experts| experts.exchange().begin_step())
+    }
+
+    /// Begins a pass over rows of a shard.
+    pub(crate) fn begin_pass(&self, shard: usize) {
+        if let Some(experts) = &self.experts {
+            experts.exchange().begin_pass(shard);
+        }
+    }
+
+    /// What sharing out experts took in the newest step, where they are.
+    pub(crate) fn traffic(&self) -> Option<&ExpertTraffic> {
+        self.experts.as_ref().map(Experts::traffic)
+    }
+
+    /// Whether processes share out weight `number` of the table.
+    fn is_shared_out(&self, number: usize) -> bool {
+        self.experts.as_ref().is_some_and(|experts| experts.have(number))
     }
 
     /// Whether this is the process that writes the files of the run.
@@ -53,7 +136,7 @@ impl Together {
     /// How long exchanges took since this was asked the last time, in seconds, waiting for others
     /// included; `None` where there are no others.
     pub(crate) fn exchanged(&self) -> Option<f64> {
-        let took = self.processes.take();
+        let took = self.processes.processes.take();
         (self.processes.size() > 1).then_some(took.as_secs_f64())
     }
 
@@ -62,19 +145,26 @@ impl Together {
         share(parts, self.processes.rank(), self.processes.size())
     }
 
-    /// The part of each weight of the table that this process updates.
-    pub(crate) fn parts(&self, weights: usize) -> Vec<Range<usize>> {
-        let mut parts = vec![0..0; weights];
+    /// The part of each weight of `model` that this process updates: of shared out ones all that it
+    /// holds.
+    pub(crate) fn parts(&self, model: &Model) -> Vec<Range<usize>> {
+        let held = model.weights().iter().enumerate().map(|(number, (_, weight))| {
+            let values = weight.shape().0 * weight.shape().1;
+            if self.is_shared_out(number) { 0..values } else { 0..0 }
+        });
+        let mut parts: Vec<_> = held.collect();
         for (i, piece) in self.flat.pieces(self.flat.part(self.processes.rank())) {
             parts[i] = piece;
         }
         parts
     }
 
-    /// The gradients of all trained weights as one row of values; the weights forget them.
+    /// The gradients of all trained weights that all hold, as one row of values; the weights forget
+    /// them.
     pub(crate) fn take_gradients(&self, model: &Model) -> Vec<f32> {
         let mut row = Vec::with_capacity(self.flat.len());
-        model.weights().iter().for_each(|(_, weight)| weight.move_gradient(&mut row));
+        let weights = model.weights();
+        self.flat.weights().iter().for_each(|(i, _)| weights[*i].1.move_gradient(&mut row));
         row
     }
 
@@ -87,7 +177,7 @@ impl Together {
     /// and put them back as gradients. Returns each weight's sum of squares, 0 for those that are
     /// not trained; all processes get the same.
     pub(crate) fn reduce(
-        &self,
+        &mut self,
         model: &Model,
         tree: SumTree<Vec<f32>>,
         shards: usize,
@@ -111,6 +201,9 @@ impl Together {
         let mut all = vec![0.0; weights.len()];
         for (i, at) in self.flat.weights() {
             all[*i] = chunks.by_ref().take(at.len().div_ceil(SQUARES_CHUNK)).sum();
+        }
+        if let Some(experts) = &mut self.experts {
+            experts.reduce()?.into_iter().for_each(|(number, square)| all[number] = square);
         }
         Ok(all)
     }
@@ -159,9 +252,10 @@ impl Together {
         Ok(())
     }
 
-    /// Hands the first process's values of all weights to everybody.
+    /// Hands the first process's values of all weights that all hold to everybody.
     pub(crate) fn share_weights(&self, model: &Model) -> Result<(), ProcessError> {
-        for (_, weight) in model.weights() {
+        let weights = model.weights().iter().enumerate();
+        for (_, (_, weight)) in weights.filter(|(number, _)| !self.is_shared_out(*number)) {
             let mut expected = vec![0; self.processes.size()];
             expected[0] = weight.shape().0 * weight.shape().1;
             let mine = if self.is_first() { weight.read() } else { Vec::new() };
@@ -173,9 +267,13 @@ impl Together {
         Ok(())
     }
 
-    /// Hands the first process's moments of all weights to those who update them; `moments` are
-    /// whole before and this process's parts after.
-    pub(crate) fn deal(&self, moments: &mut [Option<Moments>]) -> Result<(), ProcessError> {
+    /// Hands the first process's moments of all weights to those who update them, `parts` of each;
+    /// `moments` are whole before and this process's parts after.
+    pub(crate) fn deal(
+        &self,
+        moments: &mut [Option<Moments>],
+        parts: &[Range<usize>],
+    ) -> Result<(), ProcessError> {
         let (rank, size) = (self.processes.rank(), self.processes.size());
         type Side = fn(&mut Moments) -> &mut Vec<f32>;
         let sides: [Side; 2] = [|held| &mut held.first, |held| &mut held.second];
@@ -192,14 +290,15 @@ impl Together {
             let mut expected = vec![0; size];
             expected[0] = self.flat.part(rank).len();
             let got = &self.processes.exchange(sent, &expected)?[0];
-            let mut parts = self.parts(moments.len()).into_iter();
             let mut at = 0;
-            for held in moments.iter_mut() {
-                let length = parts.next().map_or(0, |part| part.len());
-                if let Some(held) = held {
-                    *side(held) = got[at..at + length].to_vec();
+            for (number, (held, part)) in moments.iter_mut().zip(parts).enumerate() {
+                if let (Some(held), false) = (held, self.is_shared_out(number)) {
+                    *side(held) = got[at..at + part.len()].to_vec();
+                    at += part.len();
                 }
-                at += length;
+            }
+            if let Some(experts) = &self.experts {
+                experts.deal(moments, side)?;
             }
         }
         Ok(())
@@ -212,14 +311,41 @@ impl Together {
     ) -> Result<Option<Vec<Option<Moments>>>, ProcessError> {
         let first = self.whole(moments, |held| &held.first)?;
         let second = self.whole(moments, |held| &held.second)?;
-        if !self.is_first() {
-            return Ok(None);
-        }
         let mut both = first.into_iter().zip(second);
-        let filled = moments.iter().map(|held| {
-            held.as_ref().and_then(|_| both.next()).map(|(first, second)| Moments { first, second })
-        });
-        Ok(Some(filled.collect()))
+        let mut filled = Vec::with_capacity(moments.len());
+        for (number, held) in moments.iter().enumerate() {
+            let Some(held) = held else {
+                filled.push(None);
+                continue;
+            };
+            let whole = match &self.experts {
+                Some(experts) if experts.have(number) => {
+                    let first = experts.whole(number, &held.first)?;
+                    first.zip(experts.whole(number, &held.second)?)
+                }
+                _ => both.next(),
+            };
+            filled.push(whole.map(|(first, second)| Moments { first, second }));
+        }
+        Ok(self.is_first().then_some(filled))
+    }
+
+    /// The values of all weights whole, in the first process, but for rounded ones; in the others
+    /// what they hold.
+    pub(crate) fn values(&self, model: &Model) -> Result<Vec<Option<Values>>, ProcessError> {
+        let mut all = Vec::with_capacity(model.weights().len());
+        for (number, (_, weight)) in model.weights().iter().enumerate() {
+            // Rounded ones are stored as they are.
+            let held = weight.format().is_none().then(|| weight.values());
+            let whole = match (&self.experts, &held) {
+                (Some(experts), Some(held)) if experts.have(number) => {
+                    experts.whole(number, held)?
+                }
+                _ => None,
+            };
+            all.push(whole.map(Values::from).or(held));
+        }
+        Ok(all)
     }
 
     /// One of the moments of each trained weight, whole in the first process.
@@ -229,7 +355,9 @@ impl Together {
         side: impl Fn(&Moments) -> &Vec<f32>,
     ) -> Result<Vec<Vec<f32>>, ProcessError> {
         let mut sent = vec![Vec::new(); self.processes.size()];
-        moments.iter().flatten().for_each(|held| sent[0].extend_from_slice(side(held)));
+        let flat = moments.iter().enumerate().filter(|(number, _)| !self.is_shared_out(*number));
+        flat.filter_map(|(_, held)| held.as_ref())
+            .for_each(|held| sent[0].extend_from_slice(side(held)));
         let expected = match self.is_first() {
             true => self.flat.lengths(),
             false => vec![0; self.processes.size()],
@@ -261,17 +389,32 @@ pub(crate) fn tell<T: Serialize + DeserializeOwned>(
     processes: &dyn Processes,
     mine: &T,
 ) -> Result<Vec<T>, ProcessError> {
+    heard(processes, said(processes, mine)?)
+}
+
+/// What this process says, as bytes.
+pub(crate) fn said<T: Serialize>(
+    processes: &dyn Processes,
+    mine: &T,
+) -> Result<Vec<u8>, ProcessError> {
     let rank = processes.rank();
-    let unread = |from: usize, error: postcard::Error| ProcessError::Unequal {
-        rank,
-        from,
-        expected: "what this program says".into(),
-        found: error.to_string(),
-    };
-    let bytes = postcard::to_stdvec(mine).map_err(|error| unread(rank, error))?;
-    let told = processes.tell(bytes)?.into_iter().enumerate();
-    let read = |(from, bytes): (usize, Vec<u8>)| {
-        postcard::from_bytes(&bytes).map_err(|error| unread(from, error))
-    };
-    told.map(read).collect()
+    postcard::to_stdvec(mine).map_err(|error| unread(rank, rank, &error))
+}
+
+/// Says it, and returns what everybody said.
+pub(crate) fn heard<T: DeserializeOwned>(
+    processes: &dyn Processes,
+    mine: Vec<u8>,
+) -> Result<Vec<T>, ProcessError> {
+    let rank = processes.rank();
+    let mut heard = Vec::with_capacity(processes.size());
+    for (from, bytes) in processes.tell(mine)?.into_iter().enumerate() {
+        heard.push(postcard::from_bytes(&bytes).map_err(|error| unread(rank, from, &error))?);
+    }
+    Ok(heard)
+}
+
+fn unread(rank: usize, from: usize, error: &postcard::Error) -> ProcessError {
+    let expected = "what this program says".into();
+    ProcessError::Unequal { rank, from, expected, found: error.to_string() }
 }

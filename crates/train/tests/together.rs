@@ -3,36 +3,20 @@
 
 mod common;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use checkpoint::RealDisk;
 use common::folders::{data, small};
+use common::members::{all, files, same_files};
 use common::{batches, recipe, weights};
 use model::adapters::{Relaxation, lora};
 use model::{KvMode, MlpConfig, Model, RouterConfig, RouterState};
-use processes::{Alone, Member, ProcessError, Processes, members};
+use processes::{Alone, Member, ProcessError, Processes};
 use testkit::{MODES, mlps, routers, with_auxiliary_router};
 use train::{
     DistillConfig, Event, Recipe, Resume, Run, StepReport, Stop, Stored, TrainError, Trainer,
 };
-
-/// Longer than anything here takes.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-/// What each of `size` members makes of `act`, each in a thread of its own.
-fn all<T: Send>(size: usize, act: impl Fn(Member) -> T + Sync) -> Vec<T> {
-    std::thread::scope(|scope| {
-        let act = &act;
-        let begun: Vec<_> = members(size, PATIENCE)
-            .into_iter()
-            .map(|member| scope.spawn(move || act(member)))
-            .collect();
-        begun.into_iter().map(|thread| thread.join().expect("no panic")).collect()
-    })
-}
 
 /// What a trainer is left with.
 type Left = (Vec<StepReport>, Vec<Vec<f32>>, RouterState);
@@ -141,34 +125,6 @@ fn each_process_holds_its_share_of_the_moments() {
         // At most a stretch of squares more than an equal share.
         let most = whole / size + 2 * ops::SQUARES_CHUNK;
         assert!(parts.iter().all(|&part| part <= most && part > 0), "{parts:?} of {whole}");
-    }
-}
-
-/// The files of a run that must not depend on how it came about.
-fn files(run: &Path) -> BTreeMap<String, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    let mut folders = vec![run.to_path_buf()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(&folder).expect("lists") {
-            let path = entry.expect("lists").path();
-            let name = path.strip_prefix(run).expect("below").display().to_string();
-            if path.is_dir() {
-                folders.push(path);
-            } else if !name.starts_with("events") && !name.starts_with("timing") {
-                found.insert(name, std::fs::read(&path).expect("reads"));
-            }
-        }
-    }
-    found.retain(|name, _| !name.ends_with(".lock"));
-    found
-}
-
-fn same_files(found: &Path, expected: &Path) {
-    let (a, b) = (files(found), files(expected));
-    let names = |files: &BTreeMap<String, Vec<u8>>| files.keys().cloned().collect::<Vec<_>>();
-    assert_eq!(names(&a), names(&b), "{}", found.display());
-    for (name, bytes) in &a {
-        assert!(b[name] == *bytes, "{}: {name} differs", found.display());
     }
 }
 

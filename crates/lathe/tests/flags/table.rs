@@ -138,6 +138,16 @@ pub(crate) const TABLE: &[Line] = &[
     ("train", "--resume", Forbids("tiny.toml --out taken", "--resume never", "taken")),
     ("train", "--process-timeout", Forbids("tiny.toml --out @", "--process-timeout 9", "alone")),
     ("train", "--device", Forbids("tiny.toml --out @", "--device gpu", "--features gpu")),
+    ("train", "--share-experts", Forbids("tiny.toml --out @", "--share-experts rows", "model.mlp")),
+    (
+        "train",
+        "--expert-placement",
+        Forbids(
+            "tiny.toml --set model.mlp.kind=experts --share-experts rows --out @",
+            "--expert-placement nowhere.json",
+            "nowhere.json",
+        ),
+    ),
     ("train", "--dry-run", Says("tiny.toml --out @", "--dry-run", "training FLOPs")),
     ("compare", "--families", Test(COMPARE, "a_comparison_ends_in_an_answer")),
     ("compare", "--budget", Test(COMPARE, "the_plan_says_what_is_equal")),

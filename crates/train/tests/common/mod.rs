@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub(crate) mod folders;
+pub(crate) mod members;
 
 use std::collections::BTreeMap;
 
