@@ -246,6 +246,30 @@ fn one_that_stands_still_is_given_up() {
     assert!(said.contains("within 2 s") && said.contains("silent"), "{said}");
 }
 
+/// Processes hold experts of their own, whatever travels; one is killed, and others go on.
+#[test]
+fn experts_are_shared_out() {
+    let place = place(12, 3);
+    let experts = ["--set", "model.mlp.kind=experts", "--set", "model.mlp.count=5"];
+    end(&mut train(&place, 0, "alone", &experts)).good();
+    let expected = result(&place, "alone");
+    for (processes, moved) in [(3, "rows"), (2, "weights"), (2, "fewest")] {
+        let run = format!("shared-{moved}");
+        let more = [&experts[..], &["--share-experts", moved]].concat();
+        let child = begin(&mut train(&place, processes, &run, &more));
+        wait_for_lines(&place, &run, 4);
+        for one in ranks(child.id()).into_iter().take(1) {
+            signal(one, "KILL");
+        }
+        ended(child, &run);
+        let ended = end(&mut train(&place, processes, &run, &more)).good();
+        assert!(ended.err.contains("continuing from step"), "{ended:?}");
+        assert_same(&place, &run, &expected);
+        let timing = String::from_utf8(place.read(&format!("{run}/timing.jsonl"))).expect("text");
+        assert!(timing.contains("\"expert_bytes\":{"), "{timing}");
+    }
+}
+
 /// What fails in one, here the disk of the first, ends all.
 #[test]
 fn an_error_of_one_ends_all() {
