@@ -34,6 +34,6 @@ pub use misfit::{FileError, Misfit, quote};
 pub use names::step_name;
 pub use recover::recover;
 pub use save::{save, save_new};
-pub use snapshot::{NamedTensor, Snapshot, TensorData};
+pub use snapshot::{NamedTensor, Pieces, Snapshot, TensorData};
 pub use store::{CheckpointEntry, list, newest_json, newest_valid, prune, try_list};
 pub use tensor_file::{TensorFile, open_safetensors};

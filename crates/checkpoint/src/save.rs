@@ -10,7 +10,7 @@ use crate::hash::CHUNK_BYTES;
 use crate::header;
 use crate::manifest::{self, FileEntry, FileKind};
 use crate::misfit::quote;
-use crate::recover::Failure;
+use crate::recover::{Failure, attempt};
 use crate::{Misfit, NamedTensor, Snapshot, TensorData, names};
 
 /// Writes `snapshot` as the folder `parent/<name>/` and returns its path.
@@ -192,13 +192,14 @@ fn append_tensors(
     let mut buffer = Vec::with_capacity(CHUNK_BYTES);
     for tensor in tensors {
         match &tensor.data {
-            TensorData::F32(values) => {
-                for part in values.chunks(CHUNK_BYTES / 4) {
-                    let start = room(file, &mut buffer, 4 * part.len())?;
-                    buffer.resize(start + 4 * part.len(), 0);
-                    for (bytes, value) in buffer[start..].as_chunks_mut().0.iter_mut().zip(part) {
-                        *bytes = value.to_le_bytes();
-                    }
+            TensorData::F32(values) => append_values(file, &mut buffer, values)?,
+            TensorData::Pieces(pieces) => {
+                let mut left = pieces.values;
+                while left > 0 {
+                    let action = "gather the values of";
+                    let piece = attempt(action, Path::new(&tensor.name), pieces.take(left))?;
+                    append_values(file, &mut buffer, &piece)?;
+                    left -= piece.len();
                 }
             }
             TensorData::Stored { bytes, .. } => {
@@ -210,6 +211,21 @@ fn append_tensors(
         }
     }
     file.append(&buffer)
+}
+
+fn append_values(
+    file: &mut FileWriter<'_>,
+    buffer: &mut Vec<u8>,
+    values: &[f32],
+) -> Result<(), Failure> {
+    for part in values.chunks(CHUNK_BYTES / 4) {
+        let start = room(file, buffer, 4 * part.len())?;
+        buffer.resize(start + 4 * part.len(), 0);
+        for (bytes, value) in buffer[start..].as_chunks_mut().0.iter_mut().zip(part) {
+            *bytes = value.to_le_bytes();
+        }
+    }
+    Ok(())
 }
 
 /// Writes the buffer out if `more` bytes do not fit beside what it holds; returns how much it holds

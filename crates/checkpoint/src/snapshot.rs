@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::{fmt, io};
 
 use crate::Dtype;
 
@@ -17,12 +18,55 @@ pub enum TensorData<'a> {
         /// All elements, one after the other.
         bytes: Cow<'a, [u8]>,
     },
+    /// Numbers that the file holds as F32, and that nobody has all at once.
+    Pieces(Pieces<'a>),
+}
+
+/// Numbers that are asked for as they are written.
+#[derive(Clone, Copy)]
+pub struct Pieces<'a> {
+    /// How many there are.
+    pub values: usize,
+    /// Gives those that follow, at least one. Tensors of several files are asked in the order of
+    /// the files' names.
+    pub next: &'a dyn Fn() -> io::Result<Vec<f32>>,
+}
+
+impl fmt::Debug for Pieces<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} values in pieces", self.values)
+    }
+}
+
+impl PartialEq for Pieces<'_> {
+    /// Whether both ask the same giver for as many values.
+    fn eq(&self, other: &Self) -> bool {
+        self.values == other.values && std::ptr::addr_eq(self.next, other.next)
+    }
+}
+
+impl Pieces<'_> {
+    /// Those that follow, of `left` that are still to come.
+    pub(crate) fn take(&self, left: usize) -> io::Result<Vec<f32>> {
+        let piece = (self.next)()?;
+        if piece.is_empty() || piece.len() > left {
+            let found = piece.len();
+            return Err(io::Error::other(format!("expected 1 to {left} values, found {found}")));
+        }
+        match piece.iter().find(|value| !value.is_finite()) {
+            None => Ok(piece),
+            Some(value) => {
+                let reason = format!("{value} among its values; go back to an older checkpoint");
+                Err(io::Error::new(io::ErrorKind::InvalidData, reason))
+            }
+        }
+    }
 }
 
 impl TensorData<'_> {
     pub(crate) fn dtype(&self) -> Dtype {
         match self {
-            Self::F32(_) => Dtype::F32,
+            Self::F32(_) | Self::Pieces(_) => Dtype::F32,
             Self::Stored { dtype, .. } => *dtype,
         }
     }
@@ -32,16 +76,18 @@ impl TensorData<'_> {
         match self {
             Self::F32(values) => 4 * values.len() as u64,
             Self::Stored { bytes, .. } => bytes.len() as u64,
+            Self::Pieces(pieces) => 4 * pieces.values as u64,
         }
     }
 
-    /// Place and value of the first number that is NaN or infinite.
+    /// Place and value of the first number that is NaN or infinite, as far as numbers are here.
     pub(crate) fn not_finite(&self) -> Option<(usize, f32)> {
         match self {
             Self::F32(values) => {
                 values.iter().position(|value| !value.is_finite()).map(|at| (at, values[at]))
             }
             Self::Stored { dtype, bytes } => dtype.not_finite(bytes),
+            Self::Pieces(_) => None,
         }
     }
 }

@@ -29,7 +29,11 @@ pub(crate) fn run(options: &Train) -> Result<ExitCode> {
         plan::dry_run(&recipe)?;
         return Ok(ExitCode::SUCCESS);
     }
-    runs::check(&recipe, &options.out)?;
+    match &options.share_experts {
+        None => runs::check(&recipe, &options.out)?,
+        // What each of several processes takes then is not foretold.
+        Some(_) => runs::check_folder(&options.out)?,
+    }
     let resume = match (options.resume.as_str(), options.accept_changes) {
         ("never", _) => Resume::Never,
         (_, true) => Resume::Changed,

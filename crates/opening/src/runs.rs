@@ -10,18 +10,27 @@ use train::{Among, Event, Recipe, Resume, Run, Stop, Validation};
 use crate::notes::note;
 use crate::{cache, memory, open};
 
-/// Refuses a run that cannot be: more memory than is free, or a folder of another program's model,
-/// as readers would take the folder for that one.
+/// Refuses a run that cannot be: more memory than is free, or a folder that [`check_folder`]
+/// refuses.
 ///
 /// # Errors
 /// What stands in the way.
 pub fn check(recipe: &Recipe, out: &Path) -> Result<()> {
+    check_folder(out)?;
+    memory::fits(recipe)
+}
+
+/// Refuses the folder of another program's model: readers would take that of a run for it.
+///
+/// # Errors
+/// Such a folder.
+pub fn check_folder(out: &Path) -> Result<()> {
     ensure!(
         !convert::is_foreign(out),
         "{} holds a model of another program: give --out another folder",
         out.display()
     );
-    memory::fits(recipe)
+    Ok(())
 }
 
 /// Begins the run of a recipe in `out`, or continues it, and says from where and what it could not

@@ -111,12 +111,6 @@ impl std::ops::Deref for Values {
     }
 }
 
-impl From<Vec<f32>> for Values {
-    fn from(values: Vec<f32>) -> Self {
-        Self(Kept::Own(values))
-    }
-}
-
 impl Weight {
     /// Takes over `values`, `rows` x `columns`, row after row. Panics if the count is wrong.
     pub fn new(values: Vec<f32>, rows: usize, columns: usize) -> Self {

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::changes::differing;
 use crate::given_config::json;
-use crate::{Recipe, TrainError, together};
+use crate::{Recipe, TrainError, tell};
 
 /// Refuses processes of which one has another recipe than the first, other texts or another
 /// teacher. All are told.
@@ -25,7 +25,7 @@ pub(crate) fn agree(
     // Another machine may keep the same text elsewhere.
     recipe.data.dir = texts.map(|text| text.corpus().fingerprint()).join(" ");
     let mine = json(&recipe);
-    let told = together::tell(processes, &mine.to_string())?;
+    let told = tell::tell(processes, &mine.to_string())?;
     let read = |text: &String| serde_json::from_str::<Value>(text).unwrap_or_default();
     let first = told.first().map_or(Value::Null, read);
     for (from, text) in told.iter().enumerate() {

@@ -18,11 +18,13 @@ mod resume;
 mod rounded;
 mod run;
 mod schedule;
+mod snapshot;
 mod start;
 mod step;
 mod step_report;
 mod stored;
 mod sums;
+mod tell;
 mod together;
 mod validate;
 

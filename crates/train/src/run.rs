@@ -14,13 +14,15 @@ use trace::{Recorder, Trace};
 
 use crate::agreement::agree;
 use crate::config::refuse;
+use crate::experts::Gathering;
 use crate::freeze;
 use crate::journal::{Journal, make_folder};
 use crate::opening::is_checkpoint;
 use crate::resume::{self, Resumed};
+use crate::snapshot::{Next, snapshot};
 use crate::start::{begin, end_as, pin, remember, teach};
 use crate::step::enough_shards;
-use crate::stored::{document, restore, snapshot};
+use crate::stored::{document, restore};
 use crate::validate::validate_among;
 use crate::{ExpertSharing, Recipe, StepReport, TrainError, Trainer, Validation};
 
@@ -155,8 +157,9 @@ impl Run {
         if let Some(sharing) = &experts {
             sharing.holders(&opened.recipe.model, processes.size())?;
         }
+        let shares = experts.is_some() && processes.size() > 1;
         let mut run = match processes.rank() {
-            0 => Self::open_first(opened, dir, how, wall_time)?,
+            0 => Self::open_first(opened, dir, how, wall_time, shares)?,
             _ => Self::open_other(opened)?,
         };
         if processes.size() > 1 {
@@ -168,12 +171,13 @@ impl Run {
         Ok(run)
     }
 
-    /// Opens or starts the run in `dir`.
+    /// Opens or starts the run in `dir`; experts that are to be shared out stay where they are.
     fn open_first(
         opened: Opened,
         dir: &Path,
         how: Resume,
         wall_time: f64,
+        shares_experts: bool,
     ) -> Result<Self, TrainError> {
         let Opened { mut recipe, windows, valid } = opened;
         if is_checkpoint(dir) {
@@ -202,7 +206,10 @@ impl Run {
                 None
             }
         };
-        let mut trainer = Trainer::new(&recipe)?;
+        let mut trainer = match shares_experts && start.is_none() {
+            true => Trainer::without_experts(&recipe)?,
+            false => Trainer::new(&recipe)?,
+        };
         let mut resumed = Resumed { damaged: point.damaged, ..Resumed::default() };
         let mut remarks = match &point.loaded {
             None => {
@@ -399,17 +406,34 @@ impl Run {
             1 => None,
             _ => self.trainer.together.collect(own)?,
         };
-        let values = self.trainer.together.values(&self.trainer.model)?;
-        let Some(journal) = &mut self.journal else { return Ok(()) };
+        let gathering = self.trainer.together.gathering(&self.trainer.model, own);
+        let Some(journal) = &mut self.journal else {
+            return Ok(gathering.map_or(Ok(()), |gathering| gathering.hand_over())?);
+        };
         journal.sync()?;
         let rule = self.validated.as_ref().and_then(|(_, validation)| validation.rule.clone());
         let fingerprint = self.windows.corpus().fingerprint();
+        let weights = self.trainer.model.weights().iter();
+        // Rounded ones are stored as they are.
+        let values: Vec<_> =
+            weights.map(|(_, w)| w.format().is_none().then(|| w.values())).collect();
         let moments = whole.as_deref().unwrap_or(own);
-        let snapshot =
-            snapshot(&self.trainer, moments, &values, fingerprint, rule.as_ref(), &self.tokenizer)?;
+        let next: Next<'_> = &|| gathering.as_ref().map_or(Ok(Vec::new()), Gathering::next);
+        let snapshot = snapshot(
+            &self.trainer,
+            (moments, &values),
+            fingerprint,
+            rule.as_ref(),
+            &self.tokenizer,
+            gathering.as_ref().map(|gathering| (gathering, next)),
+        )?;
         let parent = journal.checkpoints();
-        let path =
-            checkpoint::save(&parent, &checkpoint::step_name(self.trainer.step), &snapshot, disk)?;
+        let name = checkpoint::step_name(self.trainer.step);
+        let saved = checkpoint::save(&parent, &name, &snapshot, disk);
+        if let Some(error) = gathering.as_ref().and_then(Gathering::failure) {
+            return Err(error.into());
+        }
+        let path = saved?;
         self.prune()?;
         watch(Event::Saved { path: &path });
         Ok(())

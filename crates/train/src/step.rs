@@ -14,6 +14,7 @@ use processes::{ProcessError, Processes, SumTree, share};
 use trace::Recorder;
 
 use crate::config::refuse;
+use crate::experts::{Origin, is_of_shared_experts};
 use crate::freeze::{self, is_frozen};
 use crate::given_config::json;
 use crate::optimizer::Norms;
@@ -56,6 +57,8 @@ pub struct Trainer {
     pub recorder: Option<Recorder>,
     /// The processes that share the steps.
     pub(crate) together: Together,
+    /// Where experts are until they are shared out, if the model does not hold them.
+    pub(crate) origin: Option<Origin>,
 }
 
 /// What a step's passes are watched by: who counts, and who records if somebody does.
@@ -104,6 +107,17 @@ impl Trainer {
         Ok(Self::over(recipe, model))
     }
 
+    /// A fresh start that leaves out experts which are to be shared out.
+    pub(crate) fn without_experts(recipe: &Recipe) -> Result<Self, TrainError> {
+        let (config, seed) = (&recipe.model, recipe.train.seed);
+        let model = Model::build(config, |spec| {
+            // No page of these is touched.
+            let left_out = is_of_shared_experts(config, spec);
+            Ok::<_, TrainError>(if left_out { vec![0.0; spec.count()] } else { spec.fresh(seed) })
+        })?;
+        Ok(Self { origin: Some(Origin::Fresh(seed)), ..Self::over(recipe, model) })
+    }
+
     /// A start from given weights.
     pub fn over(recipe: &Recipe, model: Model) -> Self {
         for (spec, weight) in model.weights() {
@@ -126,6 +140,7 @@ impl Trainer {
             teacher: None,
             recorder: None,
             together,
+            origin: None,
         }
     }
 
@@ -175,11 +190,12 @@ impl Trainer {
         let state: State = from_first(&together, &told.swap_remove(0))?;
         if let Some(sharing) = sharing {
             let shards = self.recipe.train.shards;
-            self.model = Arc::new(together.share_experts(&self.model, sharing, shards)?);
+            let origin = self.origin.as_ref();
+            self.model = Arc::new(together.share_experts(&self.model, sharing, shards, origin)?);
         }
         together.share_weights(&self.model)?;
         let parts = together.parts(&self.model);
-        together.deal(self.optimizer.moments_mut(), &parts)?;
+        together.deal(self.optimizer.moments_mut(), &parts, self.origin.take().as_ref())?;
         self.optimizer.keep(parts);
         state.put(self);
         self.together = together;

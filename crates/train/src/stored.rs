@@ -8,12 +8,13 @@ use checkpoint::{Damaged, Disk, Loaded, NamedTensor, Snapshot};
 use data::SpecialTokens;
 use model::params::{BufferSpec, Group, ParamSpec};
 use model::{CausalThresholds, Model, ModelConfig, RouterState, Rule, WeightFormats};
-use ops::{Moments, Values};
+use ops::Moments;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::changes::{Change, changes, same_model};
 use crate::error::refuse;
+use crate::experts::{Origin, is_of_shared_experts};
 use crate::freeze::{self, F32};
 use crate::given_config::{json, model_config};
 use crate::rounded::{self, Rounded};
@@ -132,59 +133,6 @@ impl Stored {
     }
 }
 
-/// A checkpoint of `trainer`, over these `moments` and the `values` of its weights in the order of
-/// the parameter table: nothing of either is copied. Weights without values are rounded.
-pub(crate) fn snapshot<'a>(
-    trainer: &'a Trainer,
-    moments: &'a [Option<Moments>],
-    values: &'a [Option<Values>],
-    data: &str,
-    rule: Option<&Rule>,
-    tokenizer: &[u8],
-) -> Result<Snapshot<'a>, TrainError> {
-    let (mut weights, mut optimizer) = (Vec::new(), Vec::new());
-    let table = trainer.model.weights().iter().map(|(spec, _)| spec);
-    for ((spec, values), moments) in table.zip(values).zip(moments) {
-        if let Some(values) = values {
-            weights.push(matrix(spec.name.clone(), spec.shape, values));
-        }
-        let Some(Moments { first, second }) = moments else { continue };
-        optimizer.push(matrix(format!("first.{}", spec.name), spec.shape, first));
-        optimizer.push(matrix(format!("second.{}", spec.name), spec.shape, second));
-    }
-    let state = State::of(trainer, data);
-    let mut documents = BTreeMap::from([
-        ("config".to_owned(), json(trainer.model.config())),
-        ("recipe".to_owned(), json(&trainer.recipe)),
-        ("state".to_owned(), json(&state)),
-    ]);
-    if let Some(Rule::Causal(decision)) = rule {
-        documents.insert("routing".to_owned(), json(decision));
-    }
-    if let Some(text) = &trainer.text {
-        documents.insert("text".to_owned(), json(text));
-    }
-    let table: Vec<ParamSpec> =
-        trainer.model.weights().iter().map(|(spec, _)| spec.clone()).collect();
-    if let Some(formats) = freeze::formats(&trainer.recipe, &table)? {
-        weights.extend(rounded::parts(&trainer.model));
-        let made = Rounded { weights: formats.to_string(), step: state.step, tokens: state.tokens };
-        documents.insert(rounded::DOCUMENT.to_owned(), json(&made));
-    }
-    Ok(Snapshot {
-        tensors: BTreeMap::from([
-            ("weights".to_owned(), weights),
-            ("optimizer".to_owned(), optimizer),
-        ]),
-        json: documents,
-        files: BTreeMap::from([("tokenizer.json".to_owned(), tokenizer.to_vec())]),
-    })
-}
-
-fn matrix(name: String, (rows, columns): (usize, usize), data: &[f32]) -> NamedTensor<'_> {
-    NamedTensor { name, shape: vec![rows, columns], data: data.into() }
-}
-
 /// A model that no run of ours made, to be written as a checkpoint.
 pub struct Made<'a> {
     /// Sizes, sharing and routing, from which the parameter table follows.
@@ -278,7 +226,8 @@ fn is_taken(path: &Path) -> bool {
 }
 
 /// Puts a checkpoint back into a trainer made from the same recipe, or from one with changes that a
-/// run may have, or that are `accepted`. Returns the changes.
+/// run may have, or that are `accepted`; experts that are to be shared out stay where they are.
+/// Returns the changes.
 pub(crate) fn restore(
     trainer: &mut Trainer,
     loaded: &Loaded,
@@ -301,12 +250,8 @@ pub(crate) fn restore(
     let made_by: Recipe = document(loaded, "recipe")?;
     let changes = changes(&loaded.path, state.step, &made_by, &trainer.recipe, accepted)?;
     if state.data != data {
-        return refuse(
-            &loaded.path,
-            "state.data",
-            state.data,
-            format!("{data}, the fingerprint of data.dir"),
-        );
+        let expected = format!("{data}, the fingerprint of data.dir");
+        return refuse(&loaded.path, "state.data", state.data, expected);
     }
     check_router(loaded, &state.router, &config)?;
     check_learned(loaded, &state, &config)?;
@@ -338,12 +283,15 @@ pub(crate) fn restore(
     let mut moments = Vec::new();
     for ((spec, weight), trained) in trainer.model.weights().iter().zip(trainer.optimizer.moments())
     {
+        let left_out = trainer.origin.is_some() && is_of_shared_experts(&config, spec);
         match formats.of(spec) {
+            _ if left_out => {}
             None => weight.write(weights.read_f32(&spec.name)?),
             Some(format) => rounded::freeze_read(&weights, spec, format, weight)?,
         }
         moments.push(match trained {
             None => None,
+            Some(_) if left_out => Some(Moments::default()),
             Some(_) => Some(Moments {
                 first: optimizer.read_f32(&format!("first.{}", spec.name))?,
                 second: optimizer.read_f32(&format!("second.{}", spec.name))?,
@@ -351,6 +299,9 @@ pub(crate) fn restore(
         });
     }
     trainer.optimizer.restore(moments, state.updates);
+    if let Some(origin) = &mut trainer.origin {
+        *origin = Origin::Stored { weights, optimizer };
+    }
     state.put(trainer);
     Ok(changes)
 }

@@ -9,14 +9,15 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use model::Model;
-use ops::{Moments, SQUARES_CHUNK, Values, add_into};
+use ops::{Moments, SQUARES_CHUNK, add_into};
 use processes::{Alone, ProcessError, Processes, SumTree, Timed, forest, share};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::TrainError;
-use crate::experts::{Exchange, ExpertSharing, ExpertTraffic, Experts};
+use crate::experts::{Exchange, ExpertSharing, ExpertTraffic, Experts, Gathering, Origin};
 use crate::flat::FlatWeights;
+use crate::tell::tell;
 
 /// A process among others, and which values each of them updates.
 pub(crate) struct Together {
@@ -85,16 +86,17 @@ impl Together {
         Self { processes, flat, experts: None }
     }
 
-    /// Shares out the experts of the first process's `model` from here on, and returns what this
-    /// process holds of it. All call this.
+    /// Shares out the experts of the first process's `model`, or of their `origin` there, from here
+    /// on, and returns what this process holds. All call this.
     pub(crate) fn share_experts(
         &mut self,
         model: &Model,
         sharing: &ExpertSharing,
         shards: usize,
+        origin: Option<&Origin>,
     ) -> Result<Model, TrainError> {
         let processes = &self.processes.processes;
-        let (held, experts) = Experts::share_out(model, processes, sharing, shards)?;
+        let (held, experts) = Experts::share_out(model, processes, sharing, shards, origin)?;
         self.flat = FlatWeights::new(&held, processes.size(), |number| !experts.have(number));
         self.processes.experts = Some(experts.exchange().clone());
         self.experts = Some(experts);
@@ -273,7 +275,8 @@ impl Together {
         &self,
         moments: &mut [Option<Moments>],
         parts: &[Range<usize>],
-    ) -> Result<(), ProcessError> {
+        origin: Option<&Origin>,
+    ) -> Result<(), TrainError> {
         let (rank, size) = (self.processes.rank(), self.processes.size());
         type Side = fn(&mut Moments) -> &mut Vec<f32>;
         let sides: [Side; 2] = [|held| &mut held.first, |held| &mut held.second];
@@ -297,14 +300,12 @@ impl Together {
                     at += part.len();
                 }
             }
-            if let Some(experts) = &self.experts {
-                experts.deal(moments, side)?;
-            }
         }
-        Ok(())
+        self.experts.as_ref().map_or(Ok(()), |experts| experts.deal(moments, origin))
     }
 
-    /// The moments of all weights whole, in the first process; `None` in the others.
+    /// The moments of all weights whole, in the first process, but those of shared out experts,
+    /// which are empty; `None` in the others.
     pub(crate) fn collect(
         &self,
         moments: &[Option<Moments>],
@@ -314,38 +315,25 @@ impl Together {
         let mut both = first.into_iter().zip(second);
         let mut filled = Vec::with_capacity(moments.len());
         for (number, held) in moments.iter().enumerate() {
-            let Some(held) = held else {
+            if held.is_none() {
                 filled.push(None);
                 continue;
-            };
-            let whole = match &self.experts {
-                Some(experts) if experts.have(number) => {
-                    let first = experts.whole(number, &held.first)?;
-                    first.zip(experts.whole(number, &held.second)?)
-                }
-                _ => both.next(),
-            };
-            filled.push(whole.map(|(first, second)| Moments { first, second }));
+            }
+            filled.push(match self.is_shared_out(number) {
+                true => Some(Moments::default()),
+                false => both.next().map(|(first, second)| Moments { first, second }),
+            });
         }
         Ok(self.is_first().then_some(filled))
     }
 
-    /// The values of all weights whole, in the first process, but for rounded ones; in the others
-    /// what they hold.
-    pub(crate) fn values(&self, model: &Model) -> Result<Vec<Option<Values>>, ProcessError> {
-        let mut all = Vec::with_capacity(model.weights().len());
-        for (number, (_, weight)) in model.weights().iter().enumerate() {
-            // Rounded ones are stored as they are.
-            let held = weight.format().is_none().then(|| weight.values());
-            let whole = match (&self.experts, &held) {
-                (Some(experts), Some(held)) if experts.have(number) => {
-                    experts.whole(number, held)?
-                }
-                _ => None,
-            };
-            all.push(whole.map(Values::from).or(held));
-        }
-        Ok(all)
+    /// Experts that others hold on their way into a checkpoint, where they are shared out.
+    pub(crate) fn gathering<'a>(
+        &'a self,
+        model: &'a Model,
+        moments: &'a [Option<Moments>],
+    ) -> Option<Gathering<'a>> {
+        self.experts.as_ref().map(|experts| experts.gathering(model, moments))
     }
 
     /// One of the moments of each trained weight, whole in the first process.
@@ -382,39 +370,4 @@ impl Together {
         }
         Ok(self.tell(&mine)?.contains(&true))
     }
-}
-
-/// What everybody says, in the order of the processes, exact to the bit.
-pub(crate) fn tell<T: Serialize + DeserializeOwned>(
-    processes: &dyn Processes,
-    mine: &T,
-) -> Result<Vec<T>, ProcessError> {
-    heard(processes, said(processes, mine)?)
-}
-
-/// What this process says, as bytes.
-pub(crate) fn said<T: Serialize>(
-    processes: &dyn Processes,
-    mine: &T,
-) -> Result<Vec<u8>, ProcessError> {
-    let rank = processes.rank();
-    postcard::to_stdvec(mine).map_err(|error| unread(rank, rank, &error))
-}
-
-/// Says it, and returns what everybody said.
-pub(crate) fn heard<T: DeserializeOwned>(
-    processes: &dyn Processes,
-    mine: Vec<u8>,
-) -> Result<Vec<T>, ProcessError> {
-    let rank = processes.rank();
-    let mut heard = Vec::with_capacity(processes.size());
-    for (from, bytes) in processes.tell(mine)?.into_iter().enumerate() {
-        heard.push(postcard::from_bytes(&bytes).map_err(|error| unread(rank, from, &error))?);
-    }
-    Ok(heard)
-}
-
-fn unread(rank: usize, from: usize, error: &postcard::Error) -> ProcessError {
-    let expected = "what this program says".into();
-    ProcessError::Unequal { rank, from, expected, found: error.to_string() }
 }

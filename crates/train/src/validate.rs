@@ -10,7 +10,7 @@ use ops::Ops;
 use processes::{Alone, Processes, share};
 use serde::Serialize;
 
-use crate::{TrainError, pack, together};
+use crate::{TrainError, pack, tell};
 
 /// Rows that a pass of validation has at most, unless one window is longer.
 pub(crate) const ROWS_OF_A_PASS: usize = 4096;
@@ -169,7 +169,7 @@ fn score_among(
         let scores = score(model, &pack(chunk, document_mask), how, &mut NoProbe);
         mine.extend(scores.into_iter().map(|row| (row.nll, row.depth)));
     }
-    let told = together::tell(processes, &mine)?.concat();
+    let told = tell::tell(processes, &mine)?.concat();
     let all: Vec<_> = told.into_iter().map(|(nll, depth)| RowScore { nll, depth }).collect();
     Ok((summed(model, windows, chunks, document_mask, &all), all))
 }
@@ -255,7 +255,7 @@ pub(crate) fn validate_among(
     let rule = causal_rule_with(model, state, rows, |rule, r, auxiliary| {
         let how = Scoring { ops, ..Scoring::by(rule, state) };
         let seen = deciding_logits(model, mine, &how, r, auxiliary);
-        let told: Vec<_> = together::tell(processes, &seen)?.into_iter().flatten().collect();
+        let told: Vec<_> = tell::tell(processes, &seen)?.into_iter().flatten().collect();
         Ok::<_, TrainError>((!told.is_empty()).then(|| told.concat()))
     })?;
     let chunks = in_chunks(windows, &choice.scored)?;

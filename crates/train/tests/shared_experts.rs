@@ -284,8 +284,8 @@ fn one_that_ends_ends_all() {
     let recipe = sharded(&data(dir.path(), 0), RouterConfig::default());
     let alone = dir.path().join("alone");
     assert!(run(&recipe, &alone, Among::alone()).expect("runs"));
-    for (ends, after) in [(0, 401), (1, 250), (2, 60)] {
-        let out = dir.path().join(format!("lost-{ends}"));
+    for (ends, after) in [(0, 401), (1, 250), (2, 60), (0, 300), (1, 345), (2, 350), (1, 355)] {
+        let out = dir.path().join(format!("lost-{ends}-{after}"));
         let found = all(3, |member| {
             let rank = member.rank();
             // A process that is gone in the middle of a step, while others are at experts.

@@ -73,6 +73,7 @@ pub(crate) fn stored(tensor: &NamedTensor<'_>) -> (Dtype, Vec<u8>) {
             (Dtype::F32, values.iter().flat_map(|v| v.to_le_bytes()).collect())
         }
         TensorData::Stored { dtype, bytes } => (*dtype, bytes.to_vec()),
+        TensorData::Pieces(_) => panic!("pieces are read once"),
     }
 }
 

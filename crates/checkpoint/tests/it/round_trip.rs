@@ -5,7 +5,7 @@ use std::fs;
 
 use crate::common::{Random, folder, large, same, small, stored, tensor};
 use checkpoint::{
-    Dtype, FaultyDisk, NamedTensor, RealDisk, SaveError, Snapshot, TensorData, load,
+    Dtype, FaultyDisk, NamedTensor, Pieces, RealDisk, SaveError, Snapshot, TensorData, load,
     open_safetensors, save, sha256_file,
 };
 use serde_json::{Value, json};
@@ -313,4 +313,45 @@ fn sha256_of_a_file_is_the_standard_one() {
     assert_eq!(sha256_file(&path).unwrap(), digest);
     let message = sha256_file(&parent.path().join("nowhere")).unwrap_err().to_string();
     assert!(message.contains("nowhere"), "{message}");
+}
+
+/// A tensor that comes in pieces is the file that it would be at once; pieces that are no part of it
+/// leave nothing behind.
+#[test]
+fn what_comes_in_pieces_is_written_as_if_it_were_whole() {
+    let parent = folder();
+    let whole = large(3);
+    let saved = |name: &str, pieces: &[Vec<f32>]| {
+        let left = std::cell::RefCell::new(pieces.iter().cloned());
+        let next =
+            || left.borrow_mut().next().ok_or_else(|| std::io::Error::other("nobody is left"));
+        let mut snapshot = whole.clone();
+        let wide = &mut snapshot.tensors.get_mut("weights").unwrap()[1];
+        wide.data = TensorData::Pieces(Pieces { values: 700 * 500, next: &next });
+        save(parent.path(), name, &snapshot, &RealDisk)
+    };
+    let TensorData::F32(values) = &whole.tensors["weights"][1].data else { panic!("of numbers") };
+    let mut pieces: Vec<Vec<f32>> = vec![values[..1].to_vec(), values[1..200_000].to_vec()];
+    pieces.push(values[200_000..].to_vec());
+    let loaded = load(&saved("x", &pieces).unwrap()).unwrap();
+    same(&loaded, &whole).unwrap();
+    let files = |name: &str| std::fs::read(parent.path().join(name).join("weights.safetensors"));
+    save(parent.path(), "whole", &whole, &RealDisk).unwrap();
+    assert!(files("x").unwrap() == files("whole").unwrap());
+
+    let mut wrong = vec![
+        (pieces[..2].to_vec(), "nobody is left"),
+        (vec![vec![]], "found 0"),
+        (vec![vec![0.0; 350_001]], "found 350001"),
+    ];
+    pieces[2][7] = f32::NAN;
+    wrong.push((pieces, "NaN among its values"));
+    for (pieces, said) in wrong {
+        let message = saved("y", &pieces).unwrap_err().to_string();
+        assert!(message.contains(said) && message.contains("gather"), "{message}");
+        assert!(message.contains("wide"), "{message}");
+        let left =
+            std::fs::read_dir(parent.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        assert!(left.into_iter().all(|name| !name.to_string_lossy().contains('y')));
+    }
 }

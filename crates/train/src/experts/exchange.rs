@@ -17,7 +17,7 @@ use super::bytes::{ExpertTraffic, to_others};
 use super::layer::{KeptOfCall, Layer};
 use super::placement::Moved;
 use super::store::{Store, add};
-use crate::together::{heard, said};
+use crate::tell::{heard, said};
 
 /// The meeting of processes at the experts of a model.
 #[derive(Debug)]
@@ -130,25 +130,27 @@ impl Exchange {
         let (me, size) = (self.processes.rank(), self.processes.size());
         state.traffic = ExpertTraffic::default();
         state.complete = (0..size).map(|r| share(self.shards, r, size).start).collect();
-        let (mut sent, mut expected) = (vec![Vec::new(); size], vec![0; size]);
-        for layer in &mut state.layers {
+        let State { layers, traffic, .. } = &mut *state;
+        for layer in layers {
             layer.choose(self.moved, self.shards);
-            for rank in 0..size {
-                for e in layer.lent(me, rank) {
-                    sent[rank].extend(layer.owned.values_of(place(&layer.owned.experts, e)));
-                }
+            let copies = layer.copies();
+            traffic.copies.push(copies);
+            let mut got = vec![Vec::new(); size];
+            if copies > 0 {
                 let values = layer.lengths().iter().sum::<usize>();
-                expected[rank] += layer.lent(rank, me).len() * values;
+                let (mut sent, mut expected) = (vec![Vec::new(); size], vec![0; size]);
+                for rank in 0..size {
+                    let lent = layer.lent(me, rank);
+                    sent[rank].reserve_exact(lent.len() * values);
+                    for e in lent {
+                        sent[rank].extend(layer.owned.values_of(place(&layer.owned.experts, e)));
+                    }
+                    expected[rank] = layer.lent(rank, me).len() * values;
+                }
+                traffic.weights += to_others(&sent, me);
+                got = self.processes.exchange(sent, &expected)?;
             }
-        }
-        state.traffic.weights += to_others(&sent, me);
-        state.traffic.copies = state.layers.iter().map(Layer::copies).collect();
-        let mut got: Vec<_> = match state.traffic.copies.iter().all(|copies| *copies == 0) {
-            true => vec![Vec::new(); size],
-            false => self.processes.exchange(sent, &expected)?,
-        };
-        for layer in &mut state.layers {
-            let guests = take_guests(layer, me, &mut got);
+            let guests = guests(layer, me, &got);
             layer.open(guests);
         }
         Ok(())
@@ -179,34 +181,41 @@ impl Exchange {
         for source in 0..size {
             state.complete_to(source, share(self.shards, source, size).end);
         }
+        let State { layers, traffic, .. } = state;
+        let mut all = Sums::new();
+        for layer in layers {
+            let mut got = vec![Vec::new(); size];
+            if layer.copies() > 0 {
+                let (sent, expected) = self.gradients_of_guests(layer);
+                traffic.gradients += to_others(&sent, me);
+                got = self.processes.exchange(sent, &expected)?;
+            }
+            all.push(self.added(layer, &got));
+            layer.close();
+        }
+        Ok((all, traffic.clone()))
+    }
+
+    /// The gradients of copies in `layer`, for their owners, and how many values come from each
+    /// process for experts of this one.
+    fn gradients_of_guests(&self, layer: &mut Layer) -> (Vec<Vec<f32>>, Vec<usize>) {
+        let (me, size) = (self.processes.rank(), self.processes.size());
         let (mut sent, mut expected) = (vec![Vec::new(); size], vec![0; size]);
-        let mut own = Vec::new();
-        for layer in &mut state.layers {
-            let mut guests: Vec<_> = (0..size).map(|r| layer.guests.take_sums(r)).collect();
-            own.push((0..size).map(|r| layer.owned.take_sums(r)).collect::<Vec<_>>());
-            for rank in 0..size {
-                for e in layer.lent(rank, me) {
-                    let i = place(&layer.guests.experts, e);
-                    for source in layer.sources(e, me) {
-                        let rows = guests[source].iter_mut();
-                        rows.for_each(|row| sent[rank].extend(layer.guests.of_expert(row, i)));
-                    }
+        let sums: Vec<_> = (0..size).map(|source| layer.guests.take_sums(source)).collect();
+        for rank in 0..size {
+            for e in layer.lent(rank, me) {
+                let i = place(&layer.guests.experts, e);
+                for row in layer.sources(e, me).into_iter().flat_map(|source| &sums[source]) {
+                    sent[rank].extend(layer.guests.of_expert(row, i));
                 }
-                for e in layer.lent(me, rank) {
-                    for source in layer.sources(e, rank) {
-                        expected[rank] += self.sums_of(source) * layer.trained();
-                    }
+            }
+            for e in layer.lent(me, rank) {
+                for source in layer.sources(e, rank) {
+                    expected[rank] += self.sums_of(source) * layer.trained();
                 }
             }
         }
-        state.traffic.gradients += to_others(&sent, me);
-        let got = match state.traffic.copies.iter().all(|copies| *copies == 0) {
-            true => vec![Vec::new(); size],
-            false => self.processes.exchange(sent, &expected)?,
-        };
-        let sums = self.added(&state.layers, own, got);
-        state.layers.iter_mut().for_each(Layer::close);
-        Ok((sums, state.traffic.clone()))
+        (sent, expected)
     }
 
     /// How many sums over subtrees the shards of a process come to.
@@ -214,41 +223,37 @@ impl Exchange {
         forest(share(self.shards, source, self.processes.size())).len()
     }
 
-    /// The sums over all shards, of what rows of each process gave here (`own`, by layer and
-    /// process) and at the hosts of copies (`got`, by host).
-    fn added(&self, layers: &[Layer], own: Vec<Vec<Vec<Vec<f32>>>>, got: Vec<Vec<f32>>) -> Sums {
+    /// The sums over all shards of what rows of each process gave here and at the hosts of copies,
+    /// of whom these came.
+    fn added(&self, layer: &mut Layer, got: &[Vec<f32>]) -> BTreeMap<usize, Vec<f32>> {
         let (me, size) = (self.processes.rank(), self.processes.size());
-        let mut got: Vec<&[f32]> = got.iter().map(Vec::as_slice).collect();
-        let mut all = Sums::new();
-        for (layer, own) in layers.iter().zip(own) {
-            let mut of_layer = BTreeMap::new();
-            // As hosts send them: by host and expert.
-            let mut from_hosts: BTreeMap<(usize, usize), Vec<Vec<f32>>> = BTreeMap::new();
-            for (host, got) in got.iter_mut().enumerate() {
-                for e in layer.lent(me, host) {
-                    for source in layer.sources(e, host) {
-                        let (here, rest) = got.split_at(self.sums_of(source) * layer.trained());
-                        *got = rest;
-                        let parts = here.chunks(layer.trained().max(1)).map(<[f32]>::to_vec);
-                        from_hosts.insert((e, source), parts.collect());
-                    }
+        // As hosts send them: by host and expert.
+        let mut from_hosts: BTreeMap<(usize, usize), &[f32]> = BTreeMap::new();
+        for (host, got) in got.iter().enumerate() {
+            let mut got = &got[..];
+            for e in layer.lent(me, host) {
+                for source in layer.sources(e, host) {
+                    let (here, rest) = got.split_at(self.sums_of(source) * layer.trained());
+                    got = rest;
+                    from_hosts.insert((e, source), here);
                 }
             }
-            for (i, &e) in layer.owned.experts.iter().enumerate() {
-                let mut whole = SumTree::default();
-                for (source, own) in own.iter().enumerate() {
-                    let parts = from_hosts.remove(&(e, source));
-                    let parts = parts.unwrap_or_else(|| {
-                        own.iter().map(|row| layer.owned.of_expert(row, i)).collect()
-                    });
-                    let trees = forest(share(self.shards, source, size));
-                    trees.into_iter().zip(parts).for_each(|(at, sum)| whole.push(at, sum, add));
-                }
-                of_layer.insert(e, whole.sum(add).unwrap_or_default());
-            }
-            all.push(of_layer);
         }
-        all
+        let own: Vec<_> = (0..size).map(|source| layer.owned.take_sums(source)).collect();
+        let mut of_layer = BTreeMap::new();
+        for (i, &e) in layer.owned.experts.iter().enumerate() {
+            let mut whole = SumTree::default();
+            for (source, own) in own.iter().enumerate() {
+                let parts: Vec<Vec<f32>> = match from_hosts.get(&(e, source)) {
+                    Some(got) => got.chunks(layer.trained().max(1)).map(<[f32]>::to_vec).collect(),
+                    None => own.iter().map(|row| layer.owned.of_expert(row, i)).collect(),
+                };
+                let trees = forest(share(self.shards, source, size));
+                trees.into_iter().zip(parts).for_each(|(at, sum)| whole.push(at, sum, add));
+            }
+            of_layer.insert(e, whole.sum(add).unwrap_or_default());
+        }
+        of_layer
     }
 
     /// Gives owned experts their gradients.
@@ -479,20 +484,19 @@ fn place(experts: &[usize], expert: usize) -> usize {
 }
 
 /// The copies that this process hosts in `layer`, out of what each owner sent.
-fn take_guests(layer: &Layer, me: usize, got: &mut [Vec<f32>]) -> Store {
+fn guests(layer: &Layer, me: usize, got: &[Vec<f32>]) -> Store {
     let values = layer.lengths().iter().sum::<usize>();
     let mut hosted = BTreeMap::new();
-    for (owner, got) in got.iter_mut().enumerate() {
-        for e in layer.lent(owner, me) {
-            let rest = got.split_off(values);
-            hosted.insert(e, std::mem::replace(got, rest));
-        }
+    for (owner, got) in got.iter().enumerate() {
+        let lent = layer.lent(owner, me).into_iter();
+        hosted.extend(lent.zip(got.chunks(values.max(1))));
     }
     let mut at = 0;
     let mut of_weights = Vec::new();
     for &length in layer.lengths() {
-        let parts = hosted.values().flat_map(|values| &values[at..at + length]);
-        of_weights.push(parts.copied().collect());
+        let mut weight = Vec::with_capacity(hosted.len() * length);
+        hosted.values().for_each(|values| weight.extend_from_slice(&values[at..at + length]));
+        of_weights.push(weight);
         at += length;
     }
     Store::guests(&layer.bank, hosted.into_keys().collect(), of_weights)

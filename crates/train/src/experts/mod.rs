@@ -9,38 +9,44 @@
 
 mod bytes;
 mod exchange;
+mod gathering;
 mod layer;
+mod origin;
 mod placement;
+mod squares;
 mod store;
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::sync::Arc;
 
 use model::Model;
 use model::mlp::{ExpertBank, ExpertOwners};
-use ops::{Moments, SQUARES_CHUNK, Weight, chunks_of_squares};
+use model::params::ParamSpec;
+use ops::{Moments, Weight};
 use processes::{ProcessError, Processes, Timed};
 
 use crate::TrainError;
-use crate::together::tell;
+use crate::tell::tell;
 pub use bytes::ExpertTraffic;
 pub(crate) use exchange::Exchange;
-use exchange::Sums;
+pub(crate) use gathering::Gathering;
 use layer::Layer;
+use origin::Side;
+pub(crate) use origin::{Origin, is_of_shared_experts};
 pub use placement::{ExpertSharing, Moved};
 
 /// A weight of the table that holds a matrix, or a row, of each expert of a layer.
 #[derive(Clone, Debug)]
 struct Shared {
+    /// Its entry of the table.
+    spec: ParamSpec,
     /// The number in the table.
     number: usize,
     /// The place of the layer among those that are shared out.
     layer: usize,
     /// Values of one expert.
     length: usize,
-    /// How many values of one expert stand before them where all its weights stand in a row, and
-    /// where those that are trained do; the latter is nothing for one that is not.
+    /// Where they begin among the trained values of one expert, if they are trained.
     trained_from: Option<usize>,
     /// The owner of each expert.
     owners: Vec<usize>,
@@ -57,18 +63,6 @@ impl Shared {
         let experts = self.of(rank).into_iter();
         experts.flat_map(|e| &all[e * self.length..(e + 1) * self.length]).copied().collect()
     }
-
-    /// All experts' values out of the parts of all processes.
-    fn whole(&self, parts: &[Vec<f32>]) -> Vec<f32> {
-        let mut all = vec![0.0; self.owners.len() * self.length];
-        for (rank, part) in parts.iter().enumerate() {
-            for (i, e) in self.of(rank).into_iter().enumerate() {
-                all[e * self.length..(e + 1) * self.length]
-                    .copy_from_slice(&part[i * self.length..(i + 1) * self.length]);
-            }
-        }
-        all
-    }
 }
 
 /// The experts of a model, seen from one of the processes that share them out.
@@ -80,8 +74,9 @@ pub(crate) struct Experts {
 }
 
 impl Experts {
-    /// Leaves each process with the experts that it owns, out of the first one's `model`. All call
-    /// this; gradients of `shards` shards make a step.
+    /// Leaves each process with the experts that it owns, out of the first one's `model`, or out of
+    /// their `origin` there if they are not in it. All call this; gradients of `shards` shards make
+    /// a step.
     ///
     /// # Errors
     /// A model without such experts, a placement that does not fit, processes that do not agree.
@@ -90,6 +85,7 @@ impl Experts {
         processes: &Arc<Timed>,
         sharing: &ExpertSharing,
         shards: usize,
+        origin: Option<&Origin>,
     ) -> Result<(Model, Self), TrainError> {
         let (me, size) = (processes.rank(), processes.size());
         let holders = sharing.holders(model.config(), size)?;
@@ -103,17 +99,21 @@ impl Experts {
                 let mut table = model.weights().iter();
                 let number = table.position(|(_, known)| Arc::ptr_eq(known, weight));
                 let number = number.unwrap_or_else(|| unreachable!("banks are of the table"));
-                let (rows, columns) = model.weights()[number].0.shape;
-                let length = rows * columns / bank.count();
+                let spec = model.weights()[number].0.clone();
+                let length = spec.count() / bank.count();
                 let trained_from = weight.collects_gradient().then_some(trained);
                 trained += trained_from.map_or(0, |_| length);
-                shared.push(Shared { number, layer, length, trained_from, owners: owners.clone() });
+                let owners = owners.clone();
+                shared.push(Shared { spec, number, layer, length, trained_from, owners });
             }
         }
         let mut parts = BTreeMap::new();
         for of in &shared {
             let (_, weight) = &model.weights()[of.number];
-            let part = deal(&**processes, of, || weight.values())?;
+            let part = deal(&**processes, of, || match origin {
+                Some(origin) => origin.read(&of.spec, Side::Weight),
+                None => Ok(weight.read()),
+            })?;
             parts.insert(of.number, (part, weight.collects_gradient()));
         }
         let mut table = model.weights().iter().enumerate();
@@ -153,134 +153,23 @@ impl Experts {
         &self.traffic
     }
 
-    /// Hands out values of all experts that the first process has: each gets those of its own.
-    /// `side` is asked of the weights that are shared out, by their numbers.
+    /// Hands out the moments of all experts, which the first process has, or their origin there.
     pub(crate) fn deal(
         &self,
         moments: &mut [Option<Moments>],
-        side: fn(&mut Moments) -> &mut Vec<f32>,
-    ) -> Result<(), ProcessError> {
+        origin: Option<&Origin>,
+    ) -> Result<(), TrainError> {
         for of in &self.shared {
-            let Some(held) = moments[of.number].as_mut().map(side) else { continue };
-            *held = deal(&**self.exchange.processes(), of, || std::mem::take(held))?;
-        }
-        Ok(())
-    }
-
-    /// The values of weight `number`, which is shared out, of all experts in the first process, out
-    /// of `mine`; `None` in others.
-    pub(crate) fn whole(
-        &self,
-        number: usize,
-        mine: &[f32],
-    ) -> Result<Option<Vec<f32>>, ProcessError> {
-        let Some(of) = self.shared.iter().find(|of| of.number == number) else { return Ok(None) };
-        let processes = self.exchange.processes();
-        let (me, size) = (processes.rank(), processes.size());
-        let mut sent = vec![Vec::new(); size];
-        sent[0] = mine.to_vec();
-        let expected =
-            (0..size).map(|rank| if me == 0 { of.of(rank).len() * of.length } else { 0 });
-        let parts = processes.exchange(sent, &expected.collect::<Vec<_>>())?;
-        Ok((me == 0).then(|| of.whole(&parts)))
-    }
-
-    /// Ends a step: owned experts get the gradients of the whole step. Returns the sum of squares
-    /// of each weight that is shared out and trained, by its number; all processes get the same.
-    pub(crate) fn reduce(&mut self) -> Result<BTreeMap<usize, f64>, ProcessError> {
-        let (sums, mine) = self.exchange.end_step()?;
-        self.exchange.put(&sums);
-        let me = self.exchange.processes().rank();
-        let (mut squares, mut pieces) = (Vec::new(), Vec::new());
-        for chunk in self.chunks() {
-            let own = chunk.pieces.iter().filter(|piece| piece.owner == me);
-            let values = own.flat_map(|piece| piece.values(&sums)).copied();
-            match chunk.owner() {
-                Some(owner) if owner == me => {
-                    squares.extend(chunks_of_squares(&values.collect::<Vec<_>>()));
-                }
-                Some(_) => {}
-                None => pieces.extend(values),
+            let Some(held) = &mut moments[of.number] else { continue };
+            let sides = [(Side::First, &mut held.first), (Side::Second, &mut held.second)];
+            for (side, values) in sides {
+                *values = deal(&**self.exchange.processes(), of, || match origin {
+                    Some(origin) => origin.read(&of.spec, side),
+                    None => Ok(std::mem::take(values)),
+                })?;
             }
         }
-        let told = tell(&**self.exchange.processes(), &(squares, pieces, mine))?;
-        let traffic: Vec<ExpertTraffic> =
-            told.iter().map(|(.., traffic)| traffic.clone()).collect();
-        self.traffic = ExpertTraffic::sum(&traffic);
-        let mut told: Vec<(&[f64], &[f32])> =
-            told.iter().map(|(squares, pieces, _)| (&squares[..], &pieces[..])).collect();
-        let mut all = BTreeMap::new();
-        for chunk in self.chunks() {
-            let sum: f64 = match chunk.owner() {
-                Some(owner) => told[owner].0.split_off_first().copied().unwrap_or_default(),
-                None => {
-                    let mut values = Vec::with_capacity(SQUARES_CHUNK);
-                    for piece in &chunk.pieces {
-                        let from = &mut told[piece.owner].1;
-                        let here = from.split_off(..piece.at.len().min(from.len()));
-                        values.extend_from_slice(here.unwrap_or_default());
-                    }
-                    chunks_of_squares(&values).into_iter().sum()
-                }
-            };
-            all.entry(chunk.number).or_insert_with(Vec::new).push(sum);
-        }
-        Ok(all.into_iter().map(|(number, chunks)| (number, chunks.into_iter().sum())).collect())
-    }
-
-    /// The stretches of each trained weight whose squares are summed apart, as in one process.
-    fn chunks(&self) -> impl Iterator<Item = Chunk> + '_ {
-        self.shared.iter().flat_map(|of| {
-            let end = match of.trained_from {
-                Some(_) => of.owners.len() * of.length,
-                None => 0,
-            };
-            (0..end)
-                .step_by(SQUARES_CHUNK)
-                .map(move |start| Chunk::of(of, start..(start + SQUARES_CHUNK).min(end)))
-        })
-    }
-}
-
-/// A stretch of a weight of all experts.
-struct Chunk {
-    number: usize,
-    /// One for each expert in it.
-    pieces: Vec<Piece>,
-}
-
-/// What of it belongs to one expert.
-struct Piece {
-    owner: usize,
-    layer: usize,
-    expert: usize,
-    /// Among the trained values of the expert.
-    at: Range<usize>,
-}
-
-impl Piece {
-    /// Its values, out of gradients that this process owns.
-    fn values<'a>(&self, sums: &'a Sums) -> &'a [f32] {
-        sums[self.layer].get(&self.expert).map_or(&[], |values| &values[self.at.clone()])
-    }
-}
-
-impl Chunk {
-    fn of(of: &Shared, range: Range<usize>) -> Self {
-        let from = of.trained_from.unwrap_or_default();
-        let mut pieces = Vec::new();
-        for expert in range.start / of.length..=(range.end - 1) / of.length {
-            let (start, end) = (expert * of.length, (expert + 1) * of.length);
-            let at = range.start.max(start) - start + from..range.end.min(end) - start + from;
-            pieces.push(Piece { owner: of.owners[expert], layer: of.layer, expert, at });
-        }
-        Self { number: of.number, pieces }
-    }
-
-    /// The process that owns all of it, if one does.
-    fn owner(&self) -> Option<usize> {
-        let first = self.pieces.first()?.owner;
-        self.pieces.iter().all(|piece| piece.owner == first).then_some(first)
+        Ok(())
     }
 }
 
@@ -292,15 +181,15 @@ fn shared_banks(model: &Model) -> Vec<Arc<ExpertBank>> {
 }
 
 /// Hands each process its experts' values out of `all`, which the first one has.
-fn deal<V: std::ops::Deref<Target = [f32]>>(
+fn deal(
     processes: &dyn Processes,
     of: &Shared,
-    all: impl FnOnce() -> V,
-) -> Result<Vec<f32>, ProcessError> {
+    all: impl FnOnce() -> Result<Vec<f32>, TrainError>,
+) -> Result<Vec<f32>, TrainError> {
     let (me, size) = (processes.rank(), processes.size());
     let mut sent = vec![Vec::new(); size];
     if me == 0 {
-        let all = all();
+        let all = all()?;
         sent.iter_mut().enumerate().for_each(|(rank, sent)| *sent = of.part(&all, rank));
     }
     let mut expected = vec![0; size];
