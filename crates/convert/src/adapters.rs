@@ -54,7 +54,9 @@ pub(crate) fn fit(
                 made.merged.insert((at.layer, part), merged);
             }
             for (factor, values) in factors {
-                made.weights.insert(ParamPlace::adapter(at, part, factor), values);
+                if let Some(place) = settings.place(site, factor) {
+                    made.weights.insert(place, values);
+                }
             }
         }
     }

@@ -39,7 +39,7 @@ pub fn export_adapters(stored: &Stored, out: &Path, disk: &dyn Disk) -> Result<(
         let next = "unroll it by `lathe convert --sharing none`, which merges its adapters";
         return refused("the checkpoint: model.sharing", expected, "shared layers", next);
     }
-    let from = config.relax.settings().from_token();
+    let from = config.relax.settings().first_token();
     if from > 0 {
         let expected = "0: PEFT's adapters change the rows of every token";
         return refused("the checkpoint: model.relax.from_token", expected, from, "keep ours");

@@ -124,6 +124,12 @@ fn check(config: &ModelConfig) -> Result<(), ConvertError> {
         let found = format!("\"{}\"", config.kv);
         return refused("the source: kv", expected, found, "convert what it was made of");
     }
+    let from = config.relax.settings().first_token();
+    if from > 0 {
+        let expected = "0: what changes the rows of some tokens is in no single matrix";
+        let next = "convert what it was made of";
+        return refused("the source: relax.from_token", expected, from, next);
+    }
     if !config.relax.settings().merges() {
         let all = Relaxation::all();
         let merging = all.iter().filter(|relax| relax.settings().merges());

@@ -41,8 +41,8 @@ pub(crate) fn run(options: &Train) -> Result<ExitCode> {
     };
     let launch = Launch::find(options.process_timeout)?;
     let among = Among { processes: launch.processes.clone(), experts: sharing(options) };
-    let validation =
-        named(&launch, device.guard(|| train(&recipe, &options.out, resume, among, device))?)?;
+    let done = device.guard(|| train(&recipe, &options.out, resume, among, device));
+    let validation = named(&launch, done.map_err(Into::into).and_then(|done| done))?;
     if launch.is_first() {
         match &validation {
             Some(validation) => output::table(&results(validation)),

@@ -55,7 +55,7 @@ impl LinearBuilder<'_> {
         if adapters.iter().all(Option::is_none) {
             adapters.clear();
         }
-        Linear { weight, bias: None, adapters, from_token: self.adapters.from_token() }
+        Linear { weight, bias: None, adapters, from_token: self.adapters.first_token() }
     }
 
     /// The weights of a bank of matrices, which takes no adapters.

@@ -450,15 +450,39 @@ fn shards_cost_their_budget_and_alone_are_lora() {
     };
     let mos = fresh(&with(Relaxation::Mos(mos), Sharing::Cycle));
     let same = model::Model::build(&lora, |spec| {
-        let name = spec.name.replace(".down", ".own_a").replace(".up", ".own_b");
+        let is_added = spec.name.starts_with("relax.");
+        let turned_name = spec.name.replace(".down", ".own_a").replace(".up", ".own_b");
+        let name = if is_added { turned_name } else { spec.name.clone() };
         let found = mos.weights().iter().find(|(other, _)| other.name == name).expect("the same");
         let (values, (n, rank)) = (found.1.read(), spec.shape);
         let turned = (0..n * rank).map(|i| values[(i % rank) * n + i / rank]).collect();
-        let is_up = spec.name.ends_with(".up");
+        let is_up = is_added && spec.name.ends_with(".up");
         Ok::<_, model::ConfigError>(if is_up { turned } else { values })
     });
     let (tokens, rows) = (ids(4, 12), Rows::batch(1, 12));
     let run =
         |model: &model::Model| at_once(model, &tokens, &rows, &How::by(&Rule::NonCausal)).logits;
     close(&run(&mos), &run(&same.expect("legal")), 5e-5, "shards of a use's own alone");
+}
+
+/// A recipe that names a kind and nothing else gets the defaults that the documents list, also
+/// where a kind takes the settings of another.
+#[test]
+fn defaults_are_those_of_the_documents() {
+    for relax in Relaxation::all() {
+        let named = serde_json::json!({ "kind": relax.kind() });
+        let found: Relaxation = serde_json::from_value(named).expect("a kind");
+        assert_eq!(found, relax);
+    }
+}
+
+/// The vocabulary may be left to the data: until it is known, any token may be the first.
+#[test]
+fn the_first_token_waits_for_the_vocabulary() {
+    let config = from_token(&with(Relaxation::Lora(Default::default()), Sharing::Cycle), 49);
+    let config = config.expect("settings of places");
+    let check = |vocab_size| ModelConfig { vocab_size, ..config.clone() }.check();
+    assert!(check(50).is_ok());
+    assert_eq!(check(49).expect_err("refused").field, "relax.from_token");
+    assert_eq!(check(0).expect_err("no vocabulary yet").field, "vocab_size");
 }

@@ -341,7 +341,7 @@ fn costs_are_the_products_of_the_formulas() {
         // row to row.
         let of_experts = &json["mlp"]["router"];
         let differs = of_experts["kind"] == "top_p" || of_experts["kind"] == "expert_choice";
-        let masked = config.relax.settings().from_token() > 0;
+        let masked = config.relax.settings().first_token() > 0;
         let differs = differs || masked || config.relax.kind() == "dynmole";
         let mean = of_experts["balance"] == "budget" || differs;
         if json["router"]["sampling"] == "aux_router" || sees_others || drops || mean {

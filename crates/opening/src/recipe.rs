@@ -80,10 +80,12 @@ pub fn with(text: &str, settings: &[Setting], place: &str) -> Result<Recipe> {
             unknown.known.join(", ")
         );
     }
-    // A vocabulary left to the data is filled in when the data is opened; everything else is
-    // checked now.
+    // A vocabulary left to the data is filled in when the data is opened, and what depends on it is
+    // checked then; until it is known it is as large as one may be.
     let mut filled = recipe.clone();
-    filled.model.vocab_size = recipe.model.vocab_size.max(1);
+    if filled.model.vocab_size == 0 {
+        filled.model.vocab_size = 1 << 24;
+    }
     filled.check()?;
     // A start may bring along what changes nothing; what the recipe itself says must not.
     if let Err(idle) = filled.model.check_effects()
@@ -397,6 +399,10 @@ mod tests {
             0
         );
         assert!(error("[model]\nwidth = 0\n", &[]).contains("model.width"));
+        let relax = "relax = { kind = \"lora\", from_token = 900 }\n";
+        parse(&format!("[model]\npreset = \"cpu-1m-mor3\"\n{relax}"), &[]).expect("legal");
+        let known = format!("[model]\npreset = \"cpu-1m-mor3\"\nvocab_size = 900\n{relax}");
+        assert!(error(&known, &[]).contains("model.relax.from_token is 900"));
     }
 
     /// Tables with a kind within such a table, too.

@@ -104,7 +104,8 @@ impl Ops {
         }
         let rows = weights_t.len();
         let weights = constant(weights_t, rows, 1, &z.device());
-        let sums_t1 = activation::softmax(z, 1).powf_scalar(q).sum_dim(1);
+        // By logarithms, as the slope of a power of zero is none.
+        let sums_t1 = activation::log_softmax(z, 1).mul_scalar(q).exp().sum_dim(1);
         (sums_t1.neg().add_scalar(1.0) * weights).sum().reshape([1, 1]).div_scalar(q - 1.0)
     }
 
@@ -257,6 +258,13 @@ impl FastOp<1> for EntropyLoss {
     }
 }
 
+/// `(p - p^q) / (q - 1)`, of which the Tsallis entropy of probabilities is the sum, in a form that
+/// stays right where rounding has left them a little beside 1 in sum.
+pub fn entropy_term(p: f32, q: f64) -> f64 {
+    let p = f64::from(p);
+    if p > 0.0 { -p * ((q - 1.0) * p.ln()).exp_m1() / (q - 1.0) } else { 0.0 }
+}
+
 #[derive(Clone, Debug)]
 struct TsallisLoss {
     q: f64,
@@ -269,20 +277,18 @@ impl FastOp<1> for TsallisLoss {
     fn forward(&self, [z]: [Raw; 1]) -> (Raw, Raw) {
         let ((t, n), q) = (dims(&z), self.q);
         let p = probabilities(z, &vec![1.0; t]);
-        let sums = values(&p)
-            .chunks_exact(n.max(1))
-            .map(|p| p.iter().map(|&p| f64::from(p).powf(q)).sum());
-        let entropies = sums.map(|sum: f64| (1.0 - sum) / (q - 1.0));
+        let rows = values(&p).chunks_exact(n.max(1));
+        let entropies = rows.map(|p| p.iter().map(|&p| entropy_term(p, q)).sum::<f64>());
         let loss = total(entropies.zip(&self.weights).map(|(s, &w)| f64::from(w) * s));
         (loss, p)
     }
 
-    /// `w (a_i - p_i sum_j a_j)` for each logit, with `a_i = p_i dS/dp_i = -q p_i^q / (q - 1)`,
-    /// which is finite where p is 0.
+    /// `w (a_i - p_i sum_j a_j)` for each logit, with `a_i` q times what `p_i` gives to the
+    /// entropy.
     fn backward(&self, mut p: Raw, g: Raw, _: [bool; 1], _: Option<Raw>) -> [Option<Raw>; 1] {
         let ((_, n), factor, q) = (dims(&p), f64::from(values(&g)[0]), self.q);
         for (p, &w) in values_mut(&mut p).chunks_exact_mut(n.max(1)).zip(&self.weights) {
-            let a: Vec<f64> = p.iter().map(|&p| -q * f64::from(p).powf(q) / (q - 1.0)).collect();
+            let a: Vec<f64> = p.iter().map(|&p| q * entropy_term(p, q)).collect();
             let (sum, factor) = (a.iter().sum::<f64>(), factor * f64::from(w));
             for (p, a) in p.iter_mut().zip(&a) {
                 *p = (factor * (a - f64::from(*p) * sum)) as f32;

@@ -60,7 +60,7 @@ pub use columns::length_ratios;
 pub use device::{Device, DeviceError, DeviceName};
 pub use distill::distill_rows;
 pub use elsewhere::Elsewhere;
-pub use gate::Activation;
+pub use gate::{Activation, entropy_term};
 pub use gated::GateFunction;
 pub use head::{head_rows, log_softmax_rows};
 pub use kernels::adapted as formulas;

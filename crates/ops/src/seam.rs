@@ -46,8 +46,8 @@ pub(crate) trait FastOp<const N: usize>: Clone + Send + Debug + 'static {
 
     /// The input that another operation, downstream of this one's output, also reads: its gradient
     /// has then already arrived when this backward runs, and can be added to in place (the residual
-    /// stream). Where it has not, as that operation reads rows gathered from it, there is none
-    /// earlier.
+    /// stream). Where none of ours has, as when that operation reads rows gathered from it, there
+    /// is none earlier.
     fn continues(&self) -> Option<usize> {
         None
     }

@@ -92,13 +92,14 @@ fn shards(
     side: &str,
     leaves: &Leaves<'_>,
 ) -> Matrix {
-    let own = found(leaves, &format!("own_{side}"));
+    let none = Matrix { rows: 0, columns: 0, values: Vec::new() };
+    let own = leaves(&format!("own_{side}")).unwrap_or(&none);
     let pool = found(leaves, &format!("pool_{side}"));
     let (rank, pieces) = (relax.count("rank"), relax.count("shards"));
     let (seed, name) = (relax.count("selection_seed") as u64, format!("mos.{part}.{side}"));
     let all = chosen(seed, &name, number, pool.rows, rank * pieces - own.rows);
-    made(rank, pieces * own.columns, |k, at| {
-        let (place, column) = (k * pieces + at / own.columns, at % own.columns);
+    made(rank, pieces * pool.columns, |k, at| {
+        let (place, column) = (k * pieces + at / pool.columns, at % pool.columns);
         match place.checked_sub(own.rows) {
             None => own.row(place)[column],
             Some(place) => pool.row(all[place])[column],

@@ -48,23 +48,6 @@ pub(crate) struct Layers<'a> {
     pub(crate) pool: Pool,
 }
 
-/// The uses of a matrix with tensors of their own, layer by layer.
-fn relax_uses(weights: &BTreeMap<String, Matrix>, part: &str) -> Vec<(usize, usize)> {
-    let mut uses = Vec::new();
-    for name in weights.keys() {
-        let words: Vec<&str> = name.split('.').collect();
-        if let ["relax", stored, of, recursion, _] = words[..]
-            && of == part
-            && let (Ok(stored), Ok(recursion)) = (stored.parse(), recursion.parse())
-        {
-            uses.push((stored, recursion));
-        }
-    }
-    uses.sort_unstable();
-    uses.dedup();
-    uses
-}
-
 /// What rows took of the adapters of a matrix.
 #[derive(Default)]
 struct Taken {
@@ -383,9 +366,11 @@ impl<'a> Layers<'a> {
         if self.id < relax.value("from_token", 0.0) as usize {
             return self.times(&name, x);
         }
-        if self.weights.keys().any(|name| name.starts_with(&of_use)) {
-            let all = relax_uses(self.weights, part);
-            let number = all.iter().position(|at| *at == (stored, recursion)).unwrap_or_default();
+        let all = self.adapted_uses(&relax, part);
+        let number = all.iter().position(|at| *at == (stored, recursion));
+        let shares = relax.text("kind") == "mos" && number.is_some();
+        if shares || self.weights.keys().any(|name| name.starts_with(&of_use)) {
+            let number = number.unwrap_or_default();
             let found = adapted(&relax, (part, number), self.weight(&name), &|leaf: &str| {
                 // Tensors of several uses stand with the first.
                 let of_all = all.first().map(|(s, r)| format!("relax.{s}.{part}.{r}.{leaf}"));
@@ -431,6 +416,22 @@ impl<'a> Layers<'a> {
         y
     }
 
+    /// The uses of a matrix that have adapters, layer by layer.
+    fn adapted_uses(&self, relax: &Settings, part: &str) -> Vec<(usize, usize)> {
+        let mut uses = self.uses.clone();
+        uses.sort_unstable();
+        let every = uses.clone();
+        uses.retain(|&(stored, recursion)| {
+            let often = every.iter().filter(|(other, _)| *other == stored).count() > 1;
+            let reached = relax.word("layers", "all") == "all" || often;
+            let no_keys = self.config.text("kv") == "shared" && recursion > 0;
+            let skipped = relax.has("skip_first", false) && recursion == 0;
+            reached && !skipped && !(no_keys && part.starts_with("key_value"))
+        });
+        uses.retain(|_| relax.texts("parts").iter().any(|of| of == part));
+        uses
+    }
+
     /// DynMoLE: the probability of each adapter that a row takes, 0 for the others.
     fn taken_adapters(&mut self, relax: &Settings, use_of: &str, p: &[f64]) -> Vec<f64> {
         let q = relax.number("entropy_index");
@@ -467,11 +468,15 @@ impl<'a> Layers<'a> {
 
     /// The means of these over the rows of each use, with their losses.
     pub(crate) fn adapter_losses(&mut self) {
+        let relax = self.config.table("relax");
+        let parts = relax.texts("parts");
+        let uses: usize = parts.iter().map(|part| self.adapted_uses(&relax, part).len()).sum();
         for all in std::mem::take(&mut self.mixtures).into_values() {
-            *self.losses.entry("adapter_entropy").or_default() += all.entropy / all.rows;
+            *self.losses.entry("adapter_entropy").or_default() +=
+                all.entropy / all.rows / uses as f64;
             let products = all.p.iter().zip(&all.w).map(|(p, w)| p * w).sum::<f64>();
             let balance = all.p.len() as f64 * products / (all.rows * all.rows);
-            *self.losses.entry("adapter_balance").or_default() += balance;
+            *self.losses.entry("adapter_balance").or_default() += balance / uses as f64;
         }
     }
 

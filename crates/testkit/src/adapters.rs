@@ -42,7 +42,10 @@ pub fn adapters(mlp: &MlpConfig) -> Vec<Relaxation> {
         let several = mola::Config { adapter: everywhere.clone(), experts: vec![3], top_k: 2 };
         // Such that some rows take all adapters, some two, and some one.
         let unsure = dynmole::Config {
-            adapter: everywhere.clone(),
+            adapter: lora::Config {
+                from_token: if skip_first { 20 } else { 0 },
+                ..everywhere.clone()
+            },
             experts: vec![3],
             entropy_index: if skip_first { 1.0 } else { 2.0 },
             threshold: if skip_first { 0.7 } else { 0.4 },
@@ -97,7 +100,7 @@ fn by_formulas(places: Places, mlp: &MlpConfig) -> Vec<Relaxation> {
             rank: 3,
             alpha: 6.0,
             budget: 2,
-            own_rank: 1,
+            own_rank: if skip_first { 0 } else { 1 },
             shards: 2 + factor,
             selection_seed: 3,
             // A pool needs matrices of one shape in every layer.

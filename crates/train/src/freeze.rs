@@ -1,6 +1,7 @@
 //! Which weights stay as they are: patterns of names in the parameter table. A frozen weight gets
 //! no gradient and no moments.
 
+use model::adapters::Relaxation;
 use model::params::{Group, ParamSpec};
 use model::table::specs;
 use model::{Model, ModelConfig, WeightFormats, pattern};
@@ -104,10 +105,14 @@ pub(crate) fn check_format(recipe: &Recipe) -> Result<(), TrainError> {
         return refuse(FORMAT, found, expected.into());
     };
     if config.relax.settings().keeps_matrices() {
+        let others = Relaxation::all().into_iter().skip(1);
+        let others = others.filter(|relax| !relax.settings().keeps_matrices());
+        let others: Vec<_> = others.map(|relax| relax.kind()).collect();
         let expected = format!(
             "\"f32\" beside adapters of kind {}, which keep an f32 matrix for each that they \
-             change; lora, dora, mola and dynmole do not",
-            config.relax.kind()
+             change; {} do not",
+            config.relax.kind(),
+            others.join(", ")
         );
         return refuse(FORMAT, found, expected);
     }

@@ -172,7 +172,7 @@ fn formats_of_frozen_matrices_that_cannot_be_are_refused() {
                 let places = Places { layers: AdaptedLayers::All, ..Places::default() };
                 r.model.relax = Relaxation::Miss(miss::Config { rank: 2, places });
             }),
-            "lora, dora, mola and dynmole",
+            "lora, dora, mola, dynmole",
         ),
     ] {
         assert!(said.contains("train.frozen_format") && said.contains(needle), "{said}");

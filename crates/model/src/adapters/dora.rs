@@ -51,7 +51,7 @@ impl AdapterSettings for Config {
         Some(Box::new(Dora { pair, magnitude: take(MAGNITUDE), ratios: Mutex::default() }))
     }
 
-    fn from_token(&self) -> u32 {
+    fn first_token(&self) -> u32 {
         self.0.from_token
     }
 

@@ -64,11 +64,11 @@ pub(super) trait Formula: Clone + Debug + Send + Sync + 'static {
     }
 
     /// The use with which a tensor stands, where several uses share it.
-    fn home(&self, _site: UsedMatrix<'_>, _leaf: &'static str) -> Option<LayerUse> {
+    fn shared_home(&self, _site: UsedMatrix<'_>, _leaf: &'static str) -> Option<LayerUse> {
         None
     }
 
-    /// Which of the uses that share tensors this is; whatever for those that share none.
+    /// Which of the uses that share tensors this is; 0 where none are shared.
     fn number_of(&self, _site: UsedMatrix<'_>) -> usize {
         0
     }
@@ -99,7 +99,7 @@ impl<F: Formula> AdapterSettings for F {
         }
         let mut table = Vec::new();
         for leaf in self.leaves(site) {
-            let stands_here = Formula::home(self, site, leaf.name).is_none_or(|at| at == site.at);
+            let stands_here = self.shared_home(site, leaf.name).is_none_or(|at| at == site.at);
             let (true, Some(place)) = (stands_here, site.own(Factor::new(leaf.name))) else {
                 continue;
             };
@@ -131,7 +131,7 @@ impl<F: Formula> AdapterSettings for F {
     fn home(&self, site: UsedMatrix<'_>, factor: Factor) -> Option<LayerUse> {
         let leaves = self.leaves(site).into_iter();
         let leaf = leaves.map(|leaf| leaf.name).find(|name| Factor::new(name) == factor)?;
-        Formula::home(self, site, leaf)
+        self.shared_home(site, leaf)
     }
 
     fn scales_outputs(&self, part: Part) -> bool {
@@ -142,7 +142,7 @@ impl<F: Formula> AdapterSettings for F {
         true
     }
 
-    fn from_token(&self) -> u32 {
+    fn first_token(&self) -> u32 {
         self.sites().from_token
     }
 

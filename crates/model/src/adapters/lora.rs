@@ -122,6 +122,12 @@ impl Config {
         Sites { parts: &self.parts, layers, skip_first, from_token }
     }
 
+    /// How many uses the named matrices have that may have adapters, all layers together.
+    pub(super) fn count_uses(&self, site: UsedMatrix<'_>) -> usize {
+        let uses = |part| self.sites().uses(site.sizes.kv, site.plan, part).len();
+        self.parts.iter().map(|&part| uses(part)).sum()
+    }
+
     /// Whether stored layer `stored` may have adapters.
     pub(super) fn reaches(&self, plan: &LayerPlan, stored: usize) -> bool {
         self.sites().reach(plan, stored)
@@ -183,7 +189,7 @@ impl AdapterSettings for Config {
         Some(Box::new(Pair::take(self.scale_of(&site.base.name), DOWN, UP, take)))
     }
 
-    fn from_token(&self) -> u32 {
+    fn first_token(&self) -> u32 {
         self.from_token
     }
 

@@ -126,7 +126,7 @@ pub trait AdapterSettings {
 
     /// The first token whose rows the adapters of matrices change; rows of tokens before it keep
     /// the bits that they have without.
-    fn from_token(&self) -> u32 {
+    fn first_token(&self) -> u32 {
         0
     }
 

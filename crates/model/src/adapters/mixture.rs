@@ -43,10 +43,7 @@ impl Several<'_> {
         }
         match self.experts.iter().find(|&&experts| !(2..=256).contains(&experts)) {
             None => Ok(()),
-            Some(wrong) => {
-                let expected = "between 2 and 256: of fewer there is nothing to choose";
-                refuse("relax.experts", wrong, expected.into())
-            }
+            Some(wrong) => refuse("relax.experts", wrong, "between 2 and 256 adapters".into()),
         }
     }
 

@@ -34,10 +34,8 @@ pub struct Config {
 }
 
 impl Default for Config {
-    /// Half of the rank of a single adapter, as two are added.
     fn default() -> Self {
-        let adapter = lora::Config { rank: 8, alpha: 16.0, ..lora::Config::default() };
-        Self { adapter, experts: vec![4], top_k: 2 }
+        Self { adapter: lora::Config::default(), experts: vec![4], top_k: 2 }
     }
 }
 
@@ -66,7 +64,7 @@ impl AdapterSettings for Config {
         Ok(())
     }
 
-    fn from_token(&self) -> u32 {
+    fn first_token(&self) -> u32 {
         self.adapter.from_token
     }
 

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::formula::{Adapted, Formula, Leaf, next};
 use super::member::{Matrices, UsedMatrix};
-use super::places::{Places, Sites, check_alpha};
+use super::places::{Places, Sites, check_alpha, check_rank};
 use crate::error::{ConfigError, refuse};
 use crate::layout::{LayerPlan, LayerUse};
 use crate::params::{Init, ParamSpec, Part};
@@ -50,7 +50,7 @@ impl Default for Config {
 impl Config {
     /// Shards of each pool that `uses` uses share.
     fn pool(&self, uses: usize) -> usize {
-        (self.budget - self.own_rank.min(self.budget)) * uses * self.shards
+        self.budget.saturating_sub(self.own_rank) * uses * self.shards
     }
 
     /// The shards of A (or of B, by `side`) that use `number` takes out of its pool, place by
@@ -60,7 +60,7 @@ impl Config {
         let place = name_place(&name);
         let mut dice = Stream::at(self.selection_seed, Purpose::Init, 0, place).part(number as u64);
         let mut all: Vec<usize> = (0..pool).collect();
-        let taken = (self.rank - self.own_rank) * self.shards;
+        let taken = self.rank.saturating_sub(self.own_rank) * self.shards;
         for at in 0..taken.min(pool) {
             let other = at + (dice.uniform() * (pool - at) as f64) as usize;
             all.swap(at, other);
@@ -82,6 +82,7 @@ impl Formula for Config {
 
     fn fits(&self, base: &ParamSpec) -> Result<(), ConfigError> {
         check_alpha("relax.alpha", self.alpha)?;
+        check_rank("relax.budget", self.budget, base)?;
         let (n, d) = base.shape;
         let name = base.place.part().map_or("a matrix", Part::name);
         if self.shards == 0 || !n.is_multiple_of(self.shards) || !d.is_multiple_of(self.shards) {
@@ -100,8 +101,8 @@ impl Formula for Config {
         if self.rank == 0 {
             return refuse("relax.rank", self.rank, "1 or more".into());
         }
-        if self.budget == 0 || self.budget > self.rank {
-            let expected = format!("between 1 and {}, the rank", self.rank);
+        if self.budget > self.rank {
+            let expected = format!("at most {}, the rank", self.rank);
             return refuse("relax.budget", self.budget, expected);
         }
         if self.own_rank > self.budget || (self.own_rank == self.budget && self.rank > self.budget)
@@ -131,7 +132,7 @@ impl Formula for Config {
         Ok(())
     }
 
-    fn home(&self, site: UsedMatrix<'_>, leaf: &'static str) -> Option<LayerUse> {
+    fn shared_home(&self, site: UsedMatrix<'_>, leaf: &'static str) -> Option<LayerUse> {
         MOS_POOL.contains(&leaf).then(|| self.uses(site).first().copied()).flatten()
     }
 
